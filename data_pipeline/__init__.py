@@ -1,0 +1,1 @@
+"""Raw data -> shards -> compiled order -> packed batches. Knows nothing of the trainer."""

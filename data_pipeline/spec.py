@@ -1,0 +1,88 @@
+"""What the data side is told: sources, mixture, tokenizers, image geometry, packing.
+
+Plain frozen dataclasses without methods; `janus_mega.config.schema` composes them into a run, and the data commands
+use them alone. Rules over several fields live in `janus_mega.config.validate`, arithmetic in `derive`.
+The string below each field is its documentation (meaning, unit); `janus-mega config --explain` prints it.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+MISSING = "???"
+"""A value that a run must give (omegaconf's marker, spelled here so that specs need no omegaconf)."""
+
+
+class Task(Enum):
+    """What a document teaches; losses, counts and ratios are kept apart by it. The value is the id in batches."""
+
+    text = "text"
+    understanding = "understanding"
+    generation = "generation"
+
+
+class RatioUnit(Enum):
+    """What mixture weights are shares of."""
+
+    tokens = "tokens"
+    samples = "samples"
+
+
+class Template(Enum):
+    """Dialogue template: `deepseek_old` is Janus-1.3B's (User: / Assistant:), `deepseek` is Janus-Pro's."""
+
+    deepseek_old = "deepseek_old"
+    deepseek = "deepseek"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageGeometry:
+    """Sizes that fix how many tokens an image costs in either pathway."""
+
+    understanding_size: int = 384
+    """Side of the square picture the understanding encoder sees, pixels."""
+    understanding_tokens: int = 576
+    """Tokens one understood image occupies, (side / patch)^2."""
+    generation_size: int = 384
+    """Side of the square picture the image tokenizer encodes, pixels."""
+    generation_tokens: int = 576
+    """Ids of one drawn image, (side / downsampling)^2."""
+    codebook_size: int = 16384
+    """Number of image ids."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceSpec:
+    """One directory of shards and how it enters the mixture."""
+
+    path: str = MISSING
+    """Directory that holds janus.json, index/ and shards/."""
+    task: Task = Task.text
+    """Which loss its documents feed."""
+    weight: float = 1.0
+    """Share of this source; weights are relative, 0 leaves the source out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSpec:
+    """Everything the compiled plan and the assembly of rows depend on."""
+
+    sources: dict[str, SourceSpec] = field(default_factory=dict)
+    """Sources by name; a dict so that an override touches one entry."""
+    text_tokenizer: str = MISSING
+    """Path of the text tokenizer: a sentencepiece .model file or a directory with tokenizer.json."""
+    geometry: ImageGeometry = field(default_factory=ImageGeometry)
+    """Token cost of images; must equal what the shards were written with."""
+    template: Template = Template.deepseek
+    """Dialogue template of question-answer and generation documents."""
+    ratio_unit: RatioUnit = RatioUnit.tokens
+    """What the weights of sources are shares of."""
+    seq_len: int = 4096
+    """Tokens per packed row."""
+    seed: int = 0
+    """Fixes order, packing and every random choice of the data side."""
+    guidance_dropout: float = 0.1
+    """Share of generation documents whose prompt becomes pad tokens (all but bos and begin-of-image)."""
+    num_workers: int = 0
+    """Loader processes per rank; 0 reads in the training process. Never changes what is read."""
+    window_rows: int = 1024
+    """Rows planned at a time: mixture and packing are exact within a window."""

@@ -1,0 +1,307 @@
+"""The dataclasses of a run: data only, each field with meaning and unit.
+
+A run is a YAML of includes and differences over these (`load`), completed by arithmetic (`derive`) and checked as a
+whole (`validate`). No methods and no `__post_init__`: a component receives its own section or plain values.
+Modules that a stage trains are named by `Module`; everything else stays frozen.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from data_pipeline.spec import MISSING, DataSpec
+
+
+class Module(Enum):
+    """The parts of a Janus that a stage can train or freeze."""
+
+    text_embedding = "text_embedding"
+    understanding_encoder = "understanding_encoder"
+    understanding_adaptor = "understanding_adaptor"
+    generation_embedding = "generation_embedding"
+    generation_adaptor = "generation_adaptor"
+    backbone = "backbone"
+    text_head = "text_head"
+    image_head = "image_head"
+
+
+class Precision(Enum):
+    """Number format of weights and activations; sums, masters and moments are always fp32."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Recompute(Enum):
+    """Which activations are computed again in backward instead of kept."""
+
+    none = "none"
+    selective = "selective"
+    full = "full"
+
+
+class Schedule(Enum):
+    """Learning rate after the warm-up."""
+
+    constant = "constant"
+    cosine = "cosine"
+
+
+class LossNormalization(Enum):
+    """`per_token`: sum of all labels' losses over one global count. `per_task`: each task's mean times its weight."""
+
+    per_token = "per_token"
+    per_task = "per_task"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackboneConfig:
+    """The shared Llama-style transformer."""
+
+    hidden_size: int = MISSING
+    """Model width."""
+    num_layers: int = MISSING
+    """Decoder layers over all pipeline ranks."""
+    num_heads: int = MISSING
+    """Query heads."""
+    num_kv_heads: int = MISSING
+    """Key/value heads; equal to num_heads for plain multi-head attention."""
+    ffn_hidden_size: int = MISSING
+    """Inner width of the gated MLP."""
+    vocab_size: int = MISSING
+    """Rows of the text embedding and of the text head; must hold every id of the text tokenizer."""
+    max_position_embeddings: int = 16384
+    """Longest document the positions are meant for; written to exports."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    norm_eps: float = 1e-6
+    """Epsilon of every RMSNorm."""
+    qk_norm: bool = False
+    """RMSNorm on queries and keys per head (not expressible in the Hugging Face Janus export)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderConfig:
+    """The understanding encoder (registry name and its sizes)."""
+
+    name: str = "siglip"
+    """Entry of the encoder registry in models/vision."""
+    image_size: int = 384
+    """Side of the input picture, pixels."""
+    patch_size: int = 16
+    """Side of a patch, pixels; tokens = (image_size / patch_size)^2."""
+    hidden_size: int = 1024
+    """Width of the encoder."""
+    num_layers: int = 24
+    """Encoder layers."""
+    num_heads: int = 16
+    """Attention heads."""
+    mlp_ratio: float = 4.0
+    """Inner width of its MLP over hidden_size."""
+    norm_eps: float = 1e-6
+    """Epsilon of its LayerNorms."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageTokenizerConfig:
+    """The VQ generation tokenizer (VQ-16 of LlamaGen at its defaults)."""
+
+    image_size: int = 384
+    """Side of the picture it encodes, pixels."""
+    base_channels: int = 128
+    """Channels of the first level."""
+    channel_multiplier: list[int] = field(default_factory=lambda: [1, 1, 2, 2, 4])
+    """Channels per level over base_channels; levels - 1 halvings of the resolution."""
+    num_res_blocks: int = 2
+    """Residual blocks per encoder level; the decoder has one more."""
+    latent_channels: int = 256
+    """Channels between encoder and quantiser."""
+    codebook_size: int = 16384
+    """Number of codes."""
+    code_dim: int = 8
+    """Width of a code; also of the generation embedding."""
+    commitment_weight: float = 0.25
+    """Weight of the commitment term of the quantiser's loss."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """A Janus: one backbone, two visual pathways that share nothing but it."""
+
+    name: str = MISSING
+    """Used in reports and exports."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """The shared transformer."""
+    understanding: EncoderConfig = field(default_factory=EncoderConfig)
+    """How images come in."""
+    image_tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
+    """How images go out."""
+    image_head_hidden_size: int = 0
+    """Inner width of the image head; 0 means the backbone's hidden_size."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelConfig:
+    """How a job is cut over ranks; dp_size is derived (world / (tp * pp))."""
+
+    tp_size: int = 1
+    """Tensor-parallel ranks."""
+    pp_size: int = 1
+    """Pipeline-parallel ranks."""
+    sequence_parallel: bool = False
+    """Cut activations between tp blocks along the sequence; needs tp_size > 1."""
+    zero_stage: int = 1
+    """DeepSpeed ZeRO stage: 1, or 2 and 3 at pp_size 1."""
+    micro_batch_size: int = 1
+    """Rows per forward pass of one dp rank."""
+    recompute: Recompute = Recompute.none
+    """Activation recomputation."""
+    precision: Precision = Precision.bf16
+    """Number format of weights and activations."""
+    torch_threads: int = 0
+    """Intra-op threads per rank on CPU; 0 leaves torch's default."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW and its schedule."""
+
+    lr: float = MISSING
+    """Peak learning rate."""
+    schedule: Schedule = Schedule.constant
+    """Shape after the warm-up."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from 0."""
+    min_lr_ratio: float = 0.0
+    """Where cosine ends, as a share of lr."""
+    weight_decay: float = 0.0
+    """Decoupled decay of matrices; norms, biases and other vectors are never decayed."""
+    beta1: float = 0.9
+    """AdamW's first decay."""
+    beta2: float = 0.95
+    """AdamW's second decay."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    clip_grad_norm: float = 1.0
+    """Global gradient norm is clipped to this; 0 switches clipping off."""
+    lr_scales: dict[str, float] = field(default_factory=dict)
+    """Factor on lr by module name (see Module), 1.0 where absent."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageConfig:
+    """One stage of training: what trains, how long, from which weights."""
+
+    name: str = MISSING
+    """Stage name, for example stage1."""
+    trainable: list[Module] = field(default_factory=list)
+    """Modules that train; all others are frozen."""
+    num_steps: int = MISSING
+    """Optimizer steps the schedule is made for."""
+    stop_at_step: int = 0
+    """Step after which the run ends earlier than planned; 0 means num_steps (Janus-Pro stops stage II this way)."""
+    global_batch_size: int = MISSING
+    """Rows per optimizer step over all dp ranks."""
+    init_from: str = ""
+    """Checkpoint directory whose weights start this stage; empty means a fresh initialisation."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """How the three tasks' losses become one number."""
+
+    normalization: LossNormalization = LossNormalization.per_token
+    """See LossNormalization; formulas in models/losses.py."""
+    task_weights: dict[str, float] = field(
+        default_factory=lambda: {"text": 1.0, "understanding": 1.0, "generation": 1.0}
+    )
+    """Weight of each task: multiplies its sum (per_token) or its mean (per_task)."""
+    z_loss: float = 0.0
+    """Weight of the squared log-partition of both heads; 0 switches it off."""
+    chunk_tokens: int = 4096
+    """Labelled positions scored at a time; bounds the memory of logits."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoggingConfig:
+    """What a run tells, and how often."""
+
+    log_every: int = 10
+    """Steps between metric lines."""
+    tensorboard: bool = True
+    """Also write TensorBoard events."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """When training state is written."""
+
+    save_every: int = 0
+    """Steps between checkpoints; 0 saves at the end only."""
+    keep_last: int = 2
+    """Newest checkpoints that retention keeps."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """One stage of a Janus on some ranks: the root of a training configuration."""
+
+    name: str = MISSING
+    """Name of the run."""
+    run_dir: str = MISSING
+    """Directory that receives config, metrics, events and checkpoints."""
+    seed: int = 0
+    """Seed of the initialisation; the data side has its own (data.seed)."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Architecture."""
+    data: DataSpec = field(default_factory=DataSpec)
+    """Sources and packing."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Layout."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer and schedule."""
+    stage: StageConfig = field(default_factory=StageConfig)
+    """What trains, how long."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """How losses are joined."""
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    """Metrics."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Saving."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerDataConfig:
+    """Pictures an image tokenizer learns from."""
+
+    path: str = MISSING
+    """Raw image-caption directory: records.jsonl beside its pictures (see docs/formats.md)."""
+    seed: int = 0
+    """Fixes the order of pictures."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerRunConfig:
+    """Training of an image tokenizer by the same loop: the root of `tokenizer train-image`."""
+
+    name: str = MISSING
+    """Name of the run."""
+    run_dir: str = MISSING
+    """Directory that receives config, metrics, events and checkpoints."""
+    seed: int = 0
+    """Seed of the initialisation."""
+    image_tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
+    """Architecture."""
+    data: TokenizerDataConfig = field(default_factory=TokenizerDataConfig)
+    """Pictures."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Layout; only dp."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer and schedule."""
+    num_steps: int = MISSING
+    """Optimizer steps."""
+    global_batch_size: int = MISSING
+    """Pictures per step over all ranks."""
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    """Metrics."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Saving."""
