@@ -1,0 +1,1 @@
+"""The two visual pathways: understanding encoders and the VQ image tokenizer."""
