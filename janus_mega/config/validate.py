@@ -1,0 +1,262 @@
+"""Rules between values, one small function each; everything broken is reported at once.
+
+A rule yields messages that name the values, the rule and the knob. Types and unknown keys were refused by `load`
+already. Rules of shapes are in `validate_model`, so that this file holds what a run adds: layout, batch, mixture,
+stage. `world_size` is an argument: the same file is checked for one rank on a laptop and for a thousand on a cluster.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+from data_pipeline.errors import UserError
+from data_pipeline.spec import DataSpec, Task
+from janus_mega.config import derive
+from janus_mega.config.schema import (
+    Module,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+    StageConfig,
+    TokenizerRunConfig,
+)
+from janus_mega.config.validate_model import image_tokenizer_rules, model_rules
+
+DOCUMENT_OVERHEAD_TOKENS = 4
+"""bos, eos and the two marks around an image: a row must hold an image and these."""
+
+MODULE_NAMES = frozenset(module.value for module in Module)
+TASK_NAMES = frozenset(task.value for task in Task)
+
+
+def validate_run(config: RunConfig, world_size: int = 1) -> None:
+    """Raises one UserError that lists every broken rule of a training run on `world_size` ranks."""
+    refuse(config.name, run_problems(config, world_size))
+
+
+def validate_tokenizer_run(config: TokenizerRunConfig, world_size: int = 1) -> None:
+    """Raises one UserError that lists every broken rule of an image-tokenizer run."""
+    refuse(config.name, tokenizer_run_problems(config, world_size))
+
+
+def validate_any(config: RunConfig | TokenizerRunConfig, world_size: int = 1) -> None:
+    """Validates either kind of run."""
+    if isinstance(config, RunConfig):
+        validate_run(config, world_size)
+    else:
+        validate_tokenizer_run(config, world_size)
+
+
+def refuse(name: str, problems: Iterable[str]) -> None:
+    """Raises UserError for a non-empty list: a single line, or a headline and one line for each."""
+    found = list(problems)
+    if len(found) == 1:
+        raise UserError(f"config {name}: {found[0]}")
+    if found:
+        raise UserError("\n  ".join([f"config {name}: {len(found)} rules are broken:", *found]))
+
+
+def run_problems(config: RunConfig, world_size: int) -> Iterator[str]:
+    """Yields the message of every rule that a training run breaks."""
+    for rule in RUN_RULES:
+        yield from rule(config, world_size)
+
+
+def tokenizer_run_problems(config: TokenizerRunConfig, world_size: int) -> Iterator[str]:
+    """Yields the message of every rule that an image-tokenizer run breaks."""
+    parallel = config.parallel
+    yield from image_tokenizer_rules(config.image_tokenizer, "image_tokenizer")
+    yield from optimizer_rules(config.optimizer, config.num_steps)
+    if parallel.tp_size != 1 or parallel.pp_size != 1 or parallel.sequence_parallel:
+        yield (
+            f"parallel.tp_size {parallel.tp_size}, parallel.pp_size {parallel.pp_size}: an image tokenizer is "
+            "replicated; set both to 1 and sequence_parallel to false"
+        )
+    yield from parallel_rules(parallel, world_size)
+    if config.num_steps < 1:
+        yield f"num_steps {config.num_steps} must be at least 1"
+    yield from batch_rules("global_batch_size", config.global_batch_size, parallel, world_size)
+
+
+def _model(config: RunConfig, world_size: int) -> Iterator[str]:
+    return model_rules(config.model, config.parallel)
+
+
+def _parallel(config: RunConfig, world_size: int) -> Iterator[str]:
+    return parallel_rules(config.parallel, world_size)
+
+
+def _optimizer(config: RunConfig, world_size: int) -> Iterator[str]:
+    return optimizer_rules(config.optimizer, config.stage.num_steps)
+
+
+def _batch(config: RunConfig, world_size: int) -> Iterator[str]:
+    return batch_rules("stage.global_batch_size", config.stage.global_batch_size, config.parallel, world_size)
+
+
+def _stage(config: RunConfig, world_size: int) -> Iterator[str]:
+    return stage_rules(config.stage)
+
+
+def _mixture(config: RunConfig, world_size: int) -> Iterator[str]:
+    return mixture_rules(config.data)
+
+
+def parallel_rules(parallel: ParallelConfig, world_size: int) -> Iterator[str]:
+    """The layout alone: degrees, their product, ZeRO with pipelines."""
+    for name in ("tp_size", "pp_size", "micro_batch_size"):
+        if getattr(parallel, name) < 1:
+            yield f"parallel.{name} {getattr(parallel, name)} must be at least 1"
+    block = max(parallel.tp_size, 1) * max(parallel.pp_size, 1)
+    if world_size % block:
+        yield (
+            f"world size {world_size} is not divisible by parallel.tp_size {parallel.tp_size} * parallel.pp_size "
+            f"{parallel.pp_size}; start a multiple of {block} ranks or change the degrees"
+        )
+    if parallel.zero_stage not in (1, 2, 3):
+        yield f"parallel.zero_stage {parallel.zero_stage} is not 1, 2 or 3"
+    elif parallel.zero_stage > 1 and parallel.pp_size > 1:
+        yield (
+            f"parallel.zero_stage {parallel.zero_stage} with parallel.pp_size {parallel.pp_size}: ZeRO-2 and 3 reduce "
+            "gradients in every micro-batch and need pp_size 1; set parallel.zero_stage to 1 or parallel.pp_size to 1"
+        )
+    if parallel.sequence_parallel and parallel.tp_size == 1:
+        yield "parallel.sequence_parallel needs parallel.tp_size > 1; set it to false or raise tp_size"
+    if parallel.torch_threads < 0:
+        yield f"parallel.torch_threads {parallel.torch_threads} must be 0 (torch's default) or more"
+
+
+def batch_rules(knob: str, global_batch_size: int, parallel: ParallelConfig, world_size: int) -> Iterator[str]:
+    """The global batch must split into whole micro-batches on every dp rank."""
+    ranks = world_size // max(parallel.tp_size * parallel.pp_size, 1)
+    block = max(parallel.micro_batch_size, 1) * max(ranks, 1)
+    if global_batch_size < 1 or global_batch_size % block:
+        yield (
+            f"{knob} {global_batch_size} is not a multiple of parallel.micro_batch_size {parallel.micro_batch_size} * "
+            f"dp_size {ranks}; choose a multiple of {block} or another micro_batch_size"
+        )
+
+
+def optimizer_rules(optimizer: OptimizerConfig, num_steps: int) -> Iterator[str]:
+    """Ranges of AdamW's numbers and of its schedule."""
+    if not 0 < optimizer.lr < math.inf:
+        yield f"optimizer.lr {optimizer.lr} must be positive and finite"
+    if not 0 <= optimizer.warmup_steps <= max(num_steps, 0):
+        yield f"optimizer.warmup_steps {optimizer.warmup_steps} must lie in 0 ... the number of steps {num_steps}"
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(optimizer, name) < 1:
+            yield f"optimizer.{name} {getattr(optimizer, name)} must lie in [0, 1)"
+    if not 0 <= optimizer.min_lr_ratio <= 1:
+        yield f"optimizer.min_lr_ratio {optimizer.min_lr_ratio} must lie in [0, 1]"
+    for name in ("weight_decay", "clip_grad_norm"):
+        if not 0 <= getattr(optimizer, name) < math.inf:
+            yield f"optimizer.{name} {getattr(optimizer, name)} must be 0 or more"
+    if not 0 < optimizer.eps < 1:
+        yield f"optimizer.eps {optimizer.eps} must lie in (0, 1)"
+    for name, scale in optimizer.lr_scales.items():
+        if name not in MODULE_NAMES:
+            yield f"optimizer.lr_scales: '{name}' is no module; known are {', '.join(sorted(MODULE_NAMES))}"
+        elif not 0 < scale < math.inf:
+            yield f"optimizer.lr_scales.{name} {scale} must be positive; to freeze it leave it out of stage.trainable"
+
+
+def stage_rules(stage: StageConfig) -> Iterator[str]:
+    """What trains and for how long."""
+    if not stage.trainable:
+        yield "stage.trainable is empty: nothing would train; name modules such as [backbone, text_head]"
+    repeated = sorted({module.value for module in stage.trainable if stage.trainable.count(module) > 1})
+    if repeated:
+        yield f"stage.trainable names {', '.join(repeated)} more than once; name each module once"
+    if stage.num_steps < 1:
+        yield f"stage.num_steps {stage.num_steps} must be at least 1"
+    if not 0 <= stage.stop_at_step <= max(stage.num_steps, 0):
+        yield f"stage.stop_at_step {stage.stop_at_step} must lie in 0 ... stage.num_steps {stage.num_steps} (0: no stop)"
+
+
+def mixture_rules(data: DataSpec) -> Iterator[str]:
+    """Sources and their weights."""
+    if not data.sources:
+        yield "data.sources is empty; give at least one source as data.sources.NAME.path=..."
+    for name, source in data.sources.items():
+        if not 0 <= source.weight < math.inf:
+            yield f"data.sources.{name}.weight {source.weight} must be a finite number of 0 or more (0 leaves it out)"
+    if data.sources and all(source.weight == 0 for source in data.sources.values()):
+        yield "data.sources: every weight is 0, so there is nothing to draw from; give one source a weight above 0"
+    if not 0 <= data.guidance_dropout < 1:
+        yield f"data.guidance_dropout {data.guidance_dropout} must lie in [0, 1)"
+    if data.num_workers < 0:
+        yield f"data.num_workers {data.num_workers} must be 0 or more"
+    if data.window_rows < 1:
+        yield f"data.window_rows {data.window_rows} must be at least 1"
+
+
+def _rows(config: RunConfig, world_size: int) -> Iterator[str]:
+    """A row holds at least one whole image, is not longer than the positions, and divides over tp."""
+    seq_len, geometry, parallel = config.data.seq_len, config.data.geometry, config.parallel
+    needed = max(geometry.understanding_tokens, geometry.generation_tokens) + DOCUMENT_OVERHEAD_TOKENS
+    if seq_len < needed:
+        yield f"data.seq_len {seq_len} cannot hold one image and its marks ({needed} tokens); raise it"
+    if seq_len > config.model.backbone.max_position_embeddings:
+        yield (
+            f"data.seq_len {seq_len} is above model.backbone.max_position_embeddings "
+            f"{config.model.backbone.max_position_embeddings}; lower one or raise the other"
+        )
+    if parallel.sequence_parallel and parallel.tp_size > 0 and seq_len % parallel.tp_size:
+        yield (
+            f"data.seq_len {seq_len} is not divisible by parallel.tp_size {parallel.tp_size}, which sequence_parallel "
+            "needs; change seq_len or switch parallel.sequence_parallel off"
+        )
+
+
+def _geometry(config: RunConfig, world_size: int) -> Iterator[str]:
+    """The data was prepared for the pictures and codes that the model has."""
+    model = config.model
+    if model.understanding.patch_size < 1 or model.understanding.image_size % model.understanding.patch_size:
+        return  # the model's own rule reports it
+    expected = derive.image_geometry(model)
+    for name in expected.__dataclass_fields__:
+        ours, theirs = getattr(config.data.geometry, name), getattr(expected, name)
+        if ours != theirs:
+            yield (
+                f"data.geometry.{name} is {ours}, the model makes it {theirs}; use shards prepared for this model, "
+                "or change model.understanding / model.image_tokenizer"
+            )
+
+
+def _loss(config: RunConfig, world_size: int) -> Iterator[str]:
+    """Weights of tasks have known names and leave something to learn."""
+    weights = config.loss.task_weights
+    for name, weight in weights.items():
+        if name not in TASK_NAMES:
+            yield f"loss.task_weights: '{name}' is no task; known are {', '.join(sorted(TASK_NAMES))}"
+        elif not 0 <= weight < math.inf:
+            yield f"loss.task_weights.{name} {weight} must be a finite number of 0 or more"
+    mixed = {source.task.value for source in config.data.sources.values() if source.weight > 0}
+    if mixed and all(weights.get(name, 0.0) == 0 for name in mixed):
+        yield f"loss.task_weights gives 0 to every task in the mixture ({', '.join(sorted(mixed))}); raise one"
+    if config.loss.chunk_tokens < 1:
+        yield f"loss.chunk_tokens {config.loss.chunk_tokens} must be at least 1"
+
+
+def _intervals(config: RunConfig, world_size: int) -> Iterator[str]:
+    """How often things happen."""
+    if config.logging.log_every < 1:
+        yield f"logging.log_every {config.logging.log_every} must be at least 1"
+    if config.checkpoint.save_every < 0:
+        yield f"checkpoint.save_every {config.checkpoint.save_every} must be 0 (only at the end) or more"
+    if config.checkpoint.keep_last < 1:
+        yield f"checkpoint.keep_last {config.checkpoint.keep_last} must be at least 1"
+
+
+RUN_RULES: tuple[Callable[[RunConfig, int], Iterator[str]], ...] = (
+    _model,
+    _parallel,
+    _batch,
+    _rows,
+    _geometry,
+    _mixture,
+    _loss,
+    _optimizer,
+    _stage,
+    _intervals,
+)
+"""Every rule of a training run, in the order in which they are reported."""
