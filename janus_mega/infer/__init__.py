@@ -1,0 +1,1 @@
+"""Cached generation of text and images from a training checkpoint."""
