@@ -1,0 +1,1 @@
+"""From files people have to shards and their index: offline, restartable, torch-free."""

@@ -1,0 +1,1 @@
+"""Text tokenizers behind one small interface: sentencepiece models and Hugging Face tokenizer.json files."""
