@@ -7,8 +7,9 @@ The string below each field is its documentation (meaning, unit); `janus-mega co
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
-MISSING = "???"
+MISSING: Any = "???"
 """A value that a run must give (omegaconf's marker, spelled here so that specs need no omegaconf)."""
 
 

@@ -1,0 +1,1 @@
+"""The only door to DeepSpeed: chunks and micro-batches in, one optimizer step out."""

@@ -1,0 +1,30 @@
+"""From our configuration to DeepSpeed's; pure, and the only place that spells its keys."""
+
+from typing import Any
+
+from janus_mega.config.schema import ParallelConfig, Precision
+
+
+def deepspeed_config(parallel: ParallelConfig, clip_grad_norm: float) -> dict[str, Any]:
+    """DeepSpeed's configuration for one of our chunks under megatron's schedules.
+
+    The schedule runs the micro-batches, so DeepSpeed must neither count them nor scale losses: accumulation steps 1
+    and unmanaged accumulation. bf16 gradients accumulate in fp32 as soon as they appear (the default epilogue is never
+    reached from a schedule's backward) and are reduced in fp32.
+    """
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": parallel.micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": clip_grad_norm,
+        "zero_optimization": {"stage": parallel.zero_stage, "overlap_comm": False},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    if parallel.precision == Precision.bf16:
+        config["bf16"] = {"enabled": True, "immediate_grad_update": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+        config["communication_data_type"] = "fp32"
+    return config

@@ -1,0 +1,51 @@
+"""What training asks of an engine, and what it gets back."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from janus_mega.parallel.slices import Slice
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One optimizer step, equal on every rank."""
+
+    loss: float
+    """The number that was differentiated, over the global batch."""
+    task_losses: dict[str, float]
+    """Mean cross entropy (or other loss) of each task's labels; tasks without labels are left out."""
+    label_counts: dict[str, int]
+    """Labels of each task in the global batch."""
+    grad_norm: float
+    """Global gradient norm before clipping."""
+    lr: float
+    """Learning rate of the update, before group scales."""
+    seconds: dict[str, float]
+    """Wall time by phase: forward_backward, update."""
+
+
+class Chunk(Protocol):
+    """A pipeline rank's model: an nn.Module whose forward gives hidden states, or loss sums per task on the last."""
+
+    config: Any
+    model_type: Any
+
+    def set_input_tensor(self, input_tensor: list[Tensor | None]) -> None:
+        """Receives the previous pipeline rank's output."""
+
+
+ScaleLosses = Callable[[Tensor], Tensor]
+"""int64 [tasks] label counts of the global batch -> fp32 [tasks] factors on each micro-batch's loss sums."""
+
+
+class Engine(Protocol):
+    """Trains one chunk: forward and backward over micro-batches, reduction, update."""
+
+    def train_step(self, micro_batches: Sequence[Any], label_counts: Tensor, lr: float) -> StepResult:
+        """One optimizer step. Collective over: world."""
+
+    def weights(self) -> Iterator[Slice]:
+        """The pieces of weights this rank is responsible for, fp32. Collective over: dp (ZeRO-3 only)."""

@@ -1,0 +1,1 @@
+"""The Janus network on megatron-core layers: embeddings, backbone, heads, losses, initialisation."""

@@ -1,0 +1,153 @@
+"""Janus: one pipeline rank's part of the network, from placed batch to hidden states or loss sums.
+
+The first pipeline rank holds both visual pathways and the text embedding, the last one both heads; each rank has its
+share of the decoder's layers. Attribute names are the global parameter names of checkpoints.
+
+A micro-batch may lack a pathway. Its trainable modules are then called on one dummy item whose result is multiplied by
+zero: every rank's backward must reach every trainable module in every micro-batch, or data-parallel ranks reduce
+different buckets (a hang, or silently wrong sums). It has to be a module call; ZeRO-3 gathers parameters there.
+
+Shapes: `s` seq_len, `b` rows, `h` hidden_size, `m` understanding images, `p` tokens of one.
+"""
+
+from collections.abc import Collection
+
+import torch
+from megatron.core.enums import ModelType
+from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
+from megatron.core.tensor_parallel.mappings import (
+    gather_from_sequence_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from data_pipeline.schema import TaskId
+from janus_mega.config.schema import LossConfig, ModelConfig, Module, ParallelConfig
+from janus_mega.models.adaptors import Adaptor
+from janus_mega.models.backbone import build_decoder, rotary_angles, transformer_config
+from janus_mega.models.heads import ImageHead, VocabParallelHead
+from janus_mega.models.placement import PlacedBatch
+from janus_mega.models.vision.registry import build_encoder
+from janus_mega.models.vision.siglip import normalize_pixels
+from janus_mega.parallel.layout import Layout
+
+MODULE_ATTRIBUTES = {module: "decoder" if module == Module.backbone else module.value for module in Module}
+"""Attribute of a JanusChunk that holds each module."""
+
+
+class JanusChunk(nn.Module):
+    """The modules of one pipeline rank. `model_type`, `config` and `set_input_tensor` are what schedules ask for."""
+
+    model_type = ModelType.encoder_or_decoder
+
+    def __init__(self, model: ModelConfig, config: TransformerConfig, layout: Layout, chunk_tokens: int) -> None:
+        super().__init__()
+        self.config = config
+        self.model = model
+        self.layout = layout
+        hidden_size, codes = config.hidden_size, model.image_tokenizer
+        if layout.is_first_pp_rank:
+            self.text_embedding = VocabParallelEmbedding(
+                model.backbone.vocab_size, hidden_size, init_method=nn.init.zeros_, config=config
+            )
+            self.understanding_encoder = build_encoder(model.understanding)
+            self.understanding_adaptor = Adaptor(self.understanding_encoder.hidden_size, hidden_size)
+            self.generation_embedding = nn.Embedding(codes.codebook_size, codes.code_dim)
+            self.generation_adaptor = Adaptor(codes.code_dim, hidden_size)
+        self.decoder = build_decoder(config, layout)
+        if layout.is_last_pp_rank:
+            self.text_head = VocabParallelHead(config, model.backbone.vocab_size, chunk_tokens)
+            inner_size = model.image_head_hidden_size or hidden_size
+            self.image_head = ImageHead(config, inner_size, codes.codebook_size, chunk_tokens)
+        self._trainable: frozenset[Module] = frozenset(Module)
+
+    def train_only(self, modules: Collection[Module]) -> None:
+        """Freezes everything but `modules`; frozen modules get no gradient and, where possible, no graph."""
+        self._trainable = frozenset(modules)
+        for module, attribute in MODULE_ATTRIBUTES.items():
+            if hasattr(self, attribute):
+                getattr(self, attribute).requires_grad_(module in self._trainable)
+
+    def set_input_tensor(self, input_tensor: list[Tensor | None]) -> None:
+        """Receives the previous pipeline rank's output [s/tp, b, h] (None on the first)."""
+        self.decoder.set_input_tensor(input_tensor[0])
+
+    def forward(self, batch: PlacedBatch) -> Tensor:
+        """Hidden states [s/tp, b, h], or on the last pipeline rank fp32 [tasks], the sums of cross entropies.
+
+        Collective over: tp.
+        """
+        hidden = self.hidden_states(batch)
+        return self._loss_sums(hidden, batch) if self.layout.is_last_pp_rank else hidden
+
+    def hidden_states(self, batch: PlacedBatch) -> Tensor:
+        """Embeds (first pipeline rank) and transforms: [s/tp, b, h]. Collective over: tp."""
+        stream = self._embed(batch) if self.layout.is_first_pp_rank else None
+        head_dim = self.config.kv_channels
+        return self.decoder(
+            hidden_states=stream,
+            attention_mask=None,
+            rotary_pos_emb=rotary_angles(batch.position_ids, head_dim, self.model.backbone.rope_theta),
+            packed_seq_params=batch.documents,
+        )
+
+    def _embed(self, batch: PlacedBatch) -> Tensor:
+        stream = self.text_embedding(batch.text_ids)  # [s, b, h]
+        shape = stream.shape
+        stream = stream.flatten(0, 1)
+        stream = _place(stream, batch.understanding_index, self._understood(batch))
+        stream = _place(stream, batch.generation_index, self._drawn(batch))
+        stream = stream.view(shape)
+        return scatter_to_sequence_parallel_region(stream) if self.config.sequence_parallel else stream
+
+    def _understood(self, batch: PlacedBatch) -> Tensor | None:
+        """Features of understood images [m * p, h]; of one dummy image if there is none and modules train."""
+        pixels = batch.pixel_values
+        if pixels.shape[0] == 0:
+            if not self._trainable & {Module.understanding_encoder, Module.understanding_adaptor}:
+                return None
+            side = self.model.understanding.image_size
+            pixels = pixels.new_zeros(1, 3, side, side)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and Module.understanding_encoder in self._trainable):
+            features = self.understanding_encoder(normalize_pixels(pixels, self.config.params_dtype))
+        return self.understanding_adaptor(features).flatten(0, 1)
+
+    def _drawn(self, batch: PlacedBatch) -> Tensor | None:
+        """Embeddings of drawn-image ids [g, h]; of one dummy id if there is none and modules train."""
+        ids = batch.generation_ids
+        if ids.shape[0] == 0:
+            if not self._trainable & {Module.generation_embedding, Module.generation_adaptor}:
+                return None
+            ids = ids.new_zeros(1)
+        return self.generation_adaptor(self.generation_embedding(ids))
+
+    def _loss_sums(self, hidden: Tensor, batch: PlacedBatch) -> Tensor:
+        if self.config.sequence_parallel:
+            # Every rank goes on with all positions, so the backward of the gather is a plain cut.
+            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+        flat = hidden.flatten(0, 1)  # [s * b, h]
+        sums = []
+        for task, index, labels in zip(TaskId, batch.label_index, batch.labels, strict=True):
+            head = self.image_head if task == TaskId.generation else self.text_head
+            if index.shape[0]:
+                sums.append(head(flat.index_select(0, index), labels))
+            else:
+                sums.append(head(flat[:1], labels.new_zeros(1)) * 0.0)
+        return torch.stack(sums)
+
+
+def _place(stream: Tensor, index: Tensor, values: Tensor | None) -> Tensor:
+    """Writes `values` [n, h] at `index` [n] of the flat stream; a dummy (empty index) only joins the graph, as zero."""
+    if values is None:
+        return stream
+    if index.shape[0] == 0:
+        return stream + 0.0 * values.sum()
+    return stream.index_copy(0, index, values.to(stream.dtype))
+
+
+def build_chunk(model: ModelConfig, parallel: ParallelConfig, loss: LossConfig, layout: Layout) -> JanusChunk:
+    """This rank's chunk on the meta device, all parameters in the precision of `parallel`."""
+    config = transformer_config(model.backbone, parallel)
+    with torch.device("meta"):
+        return JanusChunk(model, config, layout, loss.chunk_tokens).to(config.params_dtype)

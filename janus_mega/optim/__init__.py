@@ -1,0 +1,1 @@
+"""Parameter groups per stage and learning-rate schedules."""

@@ -1,0 +1,77 @@
+"""The process groups of a job: built once, handed on as an argument.
+
+megatron-core keeps its groups in module state, so this file is also the only writer of that state. Collective calls
+elsewhere name the axis they run over through a field of `ProcessGroups`.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import random as megatron_random
+
+from janus_mega.parallel.layout import Layout, make_layout
+from janus_mega.parallel.platform import device_of_rank, use_cpu_platform
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessGroups:
+    """One group per axis of this rank, and the device it computes on."""
+
+    layout: Layout
+    device: torch.device
+    tp: dist.ProcessGroup
+    pp: dist.ProcessGroup
+    dp: dist.ProcessGroup
+    model: dist.ProcessGroup
+    """tp x pp: all ranks that together hold one copy of the model."""
+
+
+def init_distributed(timeout_s: float = 600.0, init_method: str = "env://") -> None:
+    """Joins the job that torchrun or srun started (one rank alone if neither did). Collective over: world."""
+    if dist.is_initialized():
+        return
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    has_cuda = torch.cuda.is_available()
+    if has_cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    store = dist.HashStore() if world_size == 1 and "MASTER_ADDR" not in os.environ else None
+    dist.init_process_group(
+        "nccl" if has_cuda else "gloo",
+        init_method=None if store else init_method,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout_s),
+    )
+
+
+def build_groups(tp_size: int, pp_size: int, seed: int = 0) -> ProcessGroups:
+    """Cuts the joined job into tp x pp x dp and seeds megatron's generators. Collective over: world.
+
+    Raises:
+        UserError: tp_size * pp_size does not divide the world.
+    """
+    layout = make_layout(dist.get_world_size(), dist.get_rank(), tp_size, pp_size)
+    device = device_of_rank(int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cpu":
+        use_cpu_platform()
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tp_size, pipeline_model_parallel_size=pp_size)
+    megatron_random.model_parallel_cuda_manual_seed(seed)
+    return ProcessGroups(
+        layout=layout,
+        device=device,
+        tp=parallel_state.get_tensor_model_parallel_group(),
+        pp=parallel_state.get_pipeline_model_parallel_group(),
+        dp=parallel_state.get_data_parallel_group(),
+        model=parallel_state.get_model_parallel_group(),
+    )
+
+
+def destroy_groups() -> None:
+    """Leaves the job; a process that goes on may join another. Collective over: world."""
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
