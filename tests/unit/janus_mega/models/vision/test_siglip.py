@@ -91,14 +91,6 @@ def test_pixels_are_mapped_to_minus_one_and_one() -> None:
     assert normalize_pixels(pixels, torch.bfloat16).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        (EncoderConfig(name="siglop"), "siglop.*siglip"),
-        (EncoderConfig(image_size=18, patch_size=4), "18.*patch_size 4.*16"),
-        (EncoderConfig(hidden_size=30, num_heads=4), "30.*num_heads 4"),
-    ],
-)
-def test_bad_sizes_are_refused_with_the_remedy(config: EncoderConfig, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        build_encoder(config)
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UserError, match="siglop.*siglip"):
+        build_encoder(EncoderConfig(name="siglop"))
