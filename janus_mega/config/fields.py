@@ -29,13 +29,11 @@ def leaf_fields(schema: type, prefix: str = "") -> Iterator[Field]:
     """Yields every leaf of a schema in the order of its definition."""
     docs = attribute_docs(schema)
     for name, annotation in field_types(schema).items():
-        key = f"{prefix}{name}"
-        if is_dataclass(annotation):
-            yield from leaf_fields(annotation, f"{key}.")
-        elif get_origin(annotation) is dict and is_dataclass(get_args(annotation)[1]):
-            yield from leaf_fields(get_args(annotation)[1], f"{key}.*.")
+        inner, names = _section(annotation)
+        if inner is not None:
+            yield from leaf_fields(inner, f"{prefix}{name}.{names}")
         else:
-            yield Field(key, annotation, docs.get(name, ""))
+            yield Field(f"{prefix}{name}", annotation, docs.get(name, ""))
 
 
 def field_types(schema: type) -> dict[str, Any]:
@@ -50,10 +48,9 @@ def attribute_docs(schema: type) -> dict[str, str]:
     assert isinstance(body, ast.ClassDef)
     docs = {}
     for statement, following in zip(body.body, body.body[1:], strict=False):
-        is_attribute = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-        is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-        if is_attribute and is_text and isinstance(following.value.value, str):
-            docs[statement.target.id] = " ".join(following.value.value.split())
+        match statement, following:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                docs[name] = " ".join(text.split())
     return docs
 
 
@@ -65,13 +62,12 @@ def unknown_keys(schema: type, values: dict[str, Any], prefix: str = "") -> Iter
         if name not in known:
             yield key
             continue
-        inner = known[name]
-        if is_dataclass(inner) and isinstance(value, dict):
-            yield from unknown_keys(inner, value, f"{key}.")
-        elif get_origin(inner) is dict and is_dataclass(get_args(inner)[1]) and isinstance(value, dict):
-            for entry, entry_values in value.items():
-                if isinstance(entry_values, dict):
-                    yield from unknown_keys(get_args(inner)[1], entry_values, f"{key}.{entry}.")
+        inner, names = _section(known[name])
+        if inner is None or not isinstance(value, dict):
+            continue
+        for entry, entry_values in value.items() if names else [("", value)]:
+            if isinstance(entry_values, dict):
+                yield from unknown_keys(inner, entry_values, f"{key}.{entry}." if names else f"{key}.")
 
 
 def suggest(schema: type, unknown: str) -> str:
@@ -93,12 +89,19 @@ def suggest(schema: type, unknown: str) -> str:
 def all_keys(schema: type, prefix: str = "") -> Iterator[str]:
     """Yields the dotted keys of sections and leaves."""
     for name, annotation in field_types(schema).items():
-        key = f"{prefix}{name}"
-        yield key
-        if is_dataclass(annotation):
-            yield from all_keys(annotation, f"{key}.")
-        elif get_origin(annotation) is dict and is_dataclass(get_args(annotation)[1]):
-            yield from all_keys(get_args(annotation)[1], f"{key}.*.")
+        yield f"{prefix}{name}"
+        inner, names = _section(annotation)
+        if inner is not None:
+            yield from all_keys(inner, f"{prefix}{name}.{names}")
+
+
+def _section(annotation: Any) -> tuple[type | None, str]:
+    """Returns (dataclass, "") for a section, (dataclass, "*.") for a dict of sections, (None, "") for a leaf."""
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        return annotation, ""
+    if get_origin(annotation) is dict and is_dataclass(get_args(annotation)[1]):
+        return get_args(annotation)[1], "*."
+    return None, ""
 
 
 def _pattern_of(parent: str, keys: list[str]) -> str:

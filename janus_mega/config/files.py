@@ -67,7 +67,7 @@ def read_config_file(path: Path) -> ConfigFile:
     except yaml.YAMLError as error:
         raise UserError(f"{path}{_mark_of(error)}: not valid YAML: {_problem_of(error)}; correct that line") from error
     if tree is not None and not isinstance(tree, yaml.MappingNode):
-        raise UserError(f"{path}: holds a {tree.tag.rpartition(':')[2]}, not a mapping; write `key: value` lines")
+        raise UserError(f"{path}: is not a mapping; write `key: value` lines")
     lines: dict[str, int] = {}
     if tree is not None:
         _collect_lines(path, tree, "", lines)

@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_pipeline.errors import UserError
-from janus_mega.config.fields import all_keys, field_types, suggest, unknown_keys
+from data_pipeline.spec import MISSING
+from janus_mega.config.fields import field_types, suggest, unknown_keys
 from janus_mega.config.files import INCLUDE_KEY, config_root, find_config, read_with_includes, shown
 from janus_mega.config.schema import RunConfig, TokenizerRunConfig
 
@@ -63,14 +64,14 @@ def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()
     Raises UserError that names every unknown key, wrong type and missing value, each with its file and line.
     """
     merged, layers = _merge_layers(schema, path, overrides)
-    _refuse_missing(schema, merged, str(path))
+    _refuse_missing(merged, str(path))
     return _resolve(schema, merged, layers, str(path))
 
 
 def load_section(schema: type, section: str, path: str | Path, overrides: Sequence[str] = ()) -> Any:
     """Reads one section of a schema from a file that may leave the others open, such as configs/model/*.yaml."""
     merged, _ = _merge_layers(schema, path, overrides)
-    _refuse_missing(schema, merged, str(path), f"{section}.")
+    _refuse_missing(merged, str(path), f"{section}.")
     return OmegaConf.to_object(merged[section])
 
 
@@ -150,12 +151,11 @@ def _wrong_types(schema: type, layer: _Layer) -> Iterator[str]:
             yield f"{_place(layer, key)}: {key}: {_first_line(error)}"
 
 
-def _refuse_missing(schema: type, merged: DictConfig, name: str, prefix: str = "") -> None:
-    order = {key: number for number, key in enumerate(all_keys(schema))}
-    missing = sorted(
-        (key for key in OmegaConf.missing_keys(merged) if key.startswith(prefix)),
-        key=lambda key: (order.get(key, len(order)), key),
-    )
+def _refuse_missing(merged: DictConfig, name: str, prefix: str = "") -> None:
+    container = OmegaConf.to_container(merged, resolve=False)
+    assert isinstance(container, dict)
+    leaves = _flatten({str(key): value for key, value in container.items()})
+    missing = [key for key, value in leaves if value == MISSING and key.startswith(prefix)]
     if missing:
         raise UserError(
             f"{name}: no value for {', '.join(missing)}; set {'it' if len(missing) == 1 else 'them'} in the file, "

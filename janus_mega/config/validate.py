@@ -169,7 +169,7 @@ def stage_rules(stage: StageConfig) -> Iterator[str]:
     if stage.num_steps < 1:
         yield f"stage.num_steps {stage.num_steps} must be at least 1"
     if not 0 <= stage.stop_at_step <= max(stage.num_steps, 0):
-        yield f"stage.stop_at_step {stage.stop_at_step} must lie in 0 ... stage.num_steps {stage.num_steps} (0: no stop)"
+        yield f"stage.stop_at_step {stage.stop_at_step} must lie in 0 (no stop) ... stage.num_steps {stage.num_steps}"
 
 
 def mixture_rules(data: DataSpec) -> Iterator[str]:
