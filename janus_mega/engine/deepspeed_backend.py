@@ -7,7 +7,7 @@ schedule runs forward and backward, DeepSpeed reduces gradients, clips on the gl
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,12 +113,6 @@ class DeepSpeedEngine:
                 "update": time.perf_counter() - start - forward_backward_s,
             },
         )
-
-    def parameter_fragments(self) -> Iterator[tuple[nn.Parameter, Any]]:
-        """Trainable parameters with the ZeRO-1/2 fragment (flat range) of them that this rank optimizes, if any."""
-        for parameter in self.chunk.parameters():
-            if parameter.requires_grad:
-                yield parameter, getattr(parameter, "_hp_mapping", None)
 
     def _sum_losses(self, sums: Tensor | None) -> Tensor:
         """fp64 [tasks] on the CPU: loss sums of the global batch, equal on all ranks. Collective over: world."""

@@ -1,12 +1,10 @@
 """What training asks of an engine, and what it gets back."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
-
-from janus_mega.parallel.slices import Slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +44,3 @@ class Engine(Protocol):
 
     def train_step(self, micro_batches: Sequence[Any], label_counts: Tensor, lr: float) -> StepResult:
         """One optimizer step. Collective over: world."""
-
-    def weights(self) -> Iterator[Slice]:
-        """The pieces of weights this rank is responsible for, fp32. Collective over: dp (ZeRO-3 only)."""

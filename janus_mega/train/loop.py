@@ -1,0 +1,71 @@
+"""The loop.
+
+Restore happens before, in `run`; here: take the micro-batches of a step, let the engine do it, tell the hooks.
+No parallelism, no logging format and no file names.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from janus_mega.engine.interface import Engine, StepResult
+from janus_mega.optim.lr_schedule import learning_rate
+from janus_mega.parallel.groups import ProcessGroups
+from janus_mega.train.workload import Recipe, Workload
+
+
+@dataclass(frozen=True, slots=True)
+class StepEvent:
+    """What hooks are told after a step."""
+
+    step: int
+    """Completed optimizer steps."""
+    result: StepResult
+    batches: Sequence[Any]
+    """This dp rank's micro-batches, as loaded."""
+    data_s: float
+    """Seconds spent waiting for and placing them."""
+    step_s: float
+    """Seconds of the whole step."""
+
+
+class Hook(Protocol):
+    """Something that happens beside training; called on every rank, in the order given to `train`."""
+
+    def after_step(self, event: StepEvent) -> None:
+        """Called after each step. May be collective, if it is so on every rank."""
+
+    def at_end(self, step: int) -> None:
+        """Called once after the last step."""
+
+
+def train(
+    engine: Engine, workload: Workload, recipe: Recipe, groups: ProcessGroups, hooks: Sequence[Hook], first_step: int
+) -> int:
+    """Trains from `first_step` completed steps to the recipe's last; returns the number of completed steps.
+
+    Raises:
+        FloatingPointError: a loss was not finite; the step was not applied.
+        Collective over: world.
+    """
+    layout = groups.layout
+    step = first_step
+    start = time.perf_counter()
+    for batches in workload.batches(layout.dp_rank, layout.dp_size, first_step, recipe.last_step):
+        placed = [workload.place(batch, groups) for batch in batches]
+        label_counts = torch.stack([workload.count_labels(batch) for batch in batches]).sum(0)
+        data_s = time.perf_counter() - start
+        lr = learning_rate(step, recipe.num_steps, recipe.optimizer)
+        result = engine.train_step(placed, label_counts, lr)
+        step += 1
+        now = time.perf_counter()
+        event = StepEvent(step, result, batches, data_s, now - start)
+        start = now
+        for hook in hooks:
+            hook.after_step(event)
+    for hook in hooks:
+        hook.at_end(step)
+    return step

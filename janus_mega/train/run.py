@@ -1,0 +1,146 @@
+"""One run from start to end: build, restore, train, save. The same for every workload.
+
+Order: chunk on the meta device -> memory -> weights (the run's own newest checkpoint, else init_from, else fresh) ->
+engine -> optimizer state -> loop. A stage border is a process border, so starting the next stage is `init_from`.
+"""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from data_pipeline.errors import UserError
+from janus_mega.checkpoint.manager import apply_retention, find_latest, save_checkpoint
+from janus_mega.checkpoint.reader import CheckpointReader, open_checkpoint
+from janus_mega.checkpoint.state import TrainState
+from janus_mega.engine.deepspeed_backend import DeepSpeedEngine, EngineSettings
+from janus_mega.engine.state import load_weights, moment_slices, restore_moments, weight_slices
+from janus_mega.models.losses import loss_scales
+from janus_mega.models.sharding import ShardedParameter, sharded_parameters
+from janus_mega.observe.progress import Progress
+from janus_mega.observe.sinks import open_sinks
+from janus_mega.optim.param_groups import build_param_groups
+from janus_mega.parallel.groups import ProcessGroups
+from janus_mega.train.hooks import CheckpointHook, MetricsHook
+from janus_mega.train.loop import train
+from janus_mega.train.workload import Recipe, Workload
+
+_log = logging.getLogger(__name__)
+
+CHECKPOINTS_DIR = "checkpoints"
+"""Folder of a run directory that holds its checkpoints."""
+
+
+def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
+    """Trains a workload to its last step and returns its final checkpoint; continues where an earlier run stopped.
+
+    Raises:
+        UserError: the run directory's checkpoint was made under another data plan, or init_from does not fit.
+        Collective over: world.
+    """
+    layout = groups.layout
+    root = recipe.run_dir / CHECKPOINTS_DIR
+    latest = find_latest(root)
+    reader = open_checkpoint(latest) if latest else None
+    first_step = _check_resume(reader, workload, recipe) if reader else 0
+    if latest and first_step >= recipe.last_step:
+        _log.info("%s: %s is already at its last step", recipe.name, latest)
+        return latest
+    engine, shards = build_engine(workload, recipe, groups, reader)
+    if reader:
+        restore_moments(engine, shards, first_step, reader.read_box)
+
+    def save(step: int) -> Path:
+        state = TrainState(
+            step=step,
+            consumed_rows=step * recipe.global_batch_size,
+            plan_digest=workload.plan_digest,
+            config_text=workload.config_text,
+        )
+        saved = save_checkpoint(
+            root,
+            [*weight_slices(engine, shards), *moment_slices(engine, shards)],
+            state,
+            rank=layout.rank,
+            world_size=layout.world_size,
+            barrier=dist.barrier,
+            extra_files=workload.extra_files(),
+        )
+        if layout.rank == 0:
+            apply_retention(root, recipe.checkpoint.keep_last)
+        return saved
+
+    is_writer = layout.rank == 0
+    with (
+        open_sinks(recipe.run_dir, tensorboard=recipe.logging.tensorboard, enabled=is_writer) as sinks,
+        Progress(recipe.name, recipe.last_step - first_step, enabled=is_writer) as progress,
+    ):
+        hooks = [
+            MetricsHook(workload, groups, sinks, progress, recipe.logging.log_every),
+            CheckpointHook(save, recipe.checkpoint.save_every),
+        ]
+        train(engine, workload, recipe, groups, hooks, first_step)
+    final = find_latest(root)
+    assert final is not None  # the checkpoint hook has just saved
+    return final
+
+
+def build_engine(
+    workload: Workload, recipe: Recipe, groups: ProcessGroups, reader: CheckpointReader | None = None
+) -> tuple[DeepSpeedEngine, list[ShardedParameter]]:
+    """The engine of a workload with its weights in place, and the table of its parameters.
+
+    Args:
+        reader: the run's own checkpoint; without one, `recipe.init_from` or fresh values fill the weights.
+        Collective over: world.
+    """
+    layout = groups.layout
+    built = workload.build(groups)
+    chunk = built.chunk.to_empty(device=groups.device)
+    shards = list(sharded_parameters(chunk, layout, built.num_layers))
+    if reader is None and recipe.init_from:
+        reader = open_checkpoint(Path(recipe.init_from))
+    if reader:
+        _check_shapes(reader, shards)
+        load_weights(shards, reader.read_box)
+    else:
+        workload.initialize(shards)
+    param_groups = build_param_groups(chunk, built.modules, built.trainable, recipe.optimizer)
+    num_micro_batches = recipe.global_batch_size // (recipe.parallel.micro_batch_size * layout.dp_size)
+
+    def scale_losses(global_counts: torch.Tensor) -> torch.Tensor:
+        denominators = workload.denominators(global_counts)
+        return loss_scales(denominators, workload.task_names, workload.task_weights, layout.dp_size, num_micro_batches)
+
+    settings = EngineSettings(recipe.parallel, recipe.optimizer, workload.task_names, workload.seq_len)
+    return DeepSpeedEngine(chunk, param_groups, groups, settings, scale_losses), shards
+
+
+def _check_resume(reader: CheckpointReader, workload: Workload, recipe: Recipe) -> int:
+    state = reader.read_state()
+    if state.plan_digest != workload.plan_digest:
+        raise UserError(
+            f"{recipe.run_dir}: its checkpoint at step {state.step} was trained under data plan "
+            f"{state.plan_digest[:12]}, the configuration now gives {workload.plan_digest[:12]}; "
+            "restore the sources, ratios, seed and batch size, or choose another run_dir"
+        )
+    return state.step
+
+
+def _check_shapes(reader: CheckpointReader, shards: Iterable[ShardedParameter]) -> None:
+    known = set(reader.weight_names)
+    problems = []
+    for shard in shards:
+        if shard.name not in known:
+            problems.append(f"{shard.name} is missing")
+        elif reader.shape(shard.name) != shard.global_shape:
+            problems.append(
+                f"{shard.name} is {list(reader.shape(shard.name))}, the model has {list(shard.global_shape)}"
+            )
+    if problems:
+        raise UserError(
+            f"{reader.directory}: a checkpoint of another model ({len(problems)} parameters differ, "
+            f"first: {problems[0]}); change model.* or init_from"
+        )

@@ -1,0 +1,70 @@
+"""Every layout trains as one process does: loss, gradient norm, gradients by name, weights."""
+
+from pathlib import Path
+
+import pytest
+
+from janus_mega.config.schema import Module, ParallelConfig, Recompute
+from tests.distributed.layout_runs import LayoutRun, difference, run_layout, step_difference
+from tests.support.tiny import STAGE1, STAGE3, fp32
+
+pytestmark = pytest.mark.dist
+
+LOSS_BAR = 5e-6  # measured worst 9e-8
+NORM_BAR = 1e-5  # measured worst 3e-6
+GRADIENT_BAR = 1e-5
+WEIGHT_BAR = 1e-5
+
+LAYOUTS = {
+    "tp2": (2, fp32(2)),
+    "tp2_sp": (2, fp32(2, sequence_parallel=True)),
+    "pp2": (2, fp32(1, 2)),
+    "dp2_zero1": (2, fp32()),
+    "dp2_zero2": (2, fp32(zero_stage=2)),
+    "dp2_zero3": (2, fp32(zero_stage=3)),
+    "tp2_pp2_sp": (4, fp32(2, 2, sequence_parallel=True)),
+    "dp2_rows2": (2, fp32(micro_batch_size=2)),
+    "pp2_recompute_full": (2, fp32(1, 2, recompute=Recompute.full)),
+    "tp2_recompute_selective": (2, fp32(2, recompute=Recompute.selective)),
+}
+STAGES = {"stage1": STAGE1, "stage3": STAGE3}
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def stage(request, tmp_path_factory) -> tuple[tuple[Module, ...], LayoutRun]:
+    trainable = STAGES[request.param]
+    return trainable, run_layout(tmp_path_factory.mktemp("one"), 1, fp32(), trainable)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layout_equals_one_process(
+    name: str, stage: tuple[tuple[Module, ...], LayoutRun], tmp_path: Path, record_property
+) -> None:
+    trainable, one = stage
+    world_size, parallel = LAYOUTS[name]
+    run = run_layout(tmp_path, world_size, parallel, trainable)
+    figures = {
+        "loss": step_difference(run.losses, one.losses),
+        "norm": step_difference(run.grad_norms, one.grad_norms),
+        "gradients": difference(run.gradients, one.gradients),
+        "weights": difference(run.weights, one.weights),
+    }
+    for key, value in figures.items():
+        record_property(key, value)
+    print(name, {key: f"{value:.1e}" for key, value in figures.items()})
+    assert figures["loss"] <= LOSS_BAR
+    assert figures["norm"] <= NORM_BAR
+    assert figures["gradients"] <= GRADIENT_BAR
+    assert figures["weights"] <= WEIGHT_BAR
+
+
+def test_frozen_modules_do_not_move(stage: tuple[tuple[Module, ...], LayoutRun]) -> None:
+    trainable, one = stage
+    trained = {name.split("/", 1)[1] for name in one.gradients}
+    prefixes = {"decoder" if module == Module.backbone else module.value for module in trainable}
+    assert {name.split(".", 1)[0] for name in trained} == prefixes
+    assert trained | set(one.weights) == set(one.weights)
+
+
+def test_parallel_config_is_what_the_cases_say() -> None:
+    assert all(isinstance(parallel, ParallelConfig) for _, parallel in LAYOUTS.values())
