@@ -24,7 +24,7 @@ from janus_mega.parallel.layout import Layout, layer_range
 def transformer_config(backbone: BackboneConfig, parallel: ParallelConfig) -> TransformerConfig:
     """megatron's configuration of our backbone and layout."""
     dtype = torch.bfloat16 if parallel.precision == Precision.bf16 else torch.float32
-    recompute: dict[str, Any] = {
+    recompute: dict[Recompute, dict[str, Any]] = {
         Recompute.none: {},
         Recompute.selective: {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
         Recompute.full: {
@@ -32,7 +32,7 @@ def transformer_config(backbone: BackboneConfig, parallel: ParallelConfig) -> Tr
             "recompute_method": "uniform",
             "recompute_num_layers": 1,
         },
-    }[parallel.recompute]
+    }
     return TransformerConfig(
         num_layers=backbone.num_layers,
         hidden_size=backbone.hidden_size,
@@ -62,7 +62,7 @@ def transformer_config(backbone: BackboneConfig, parallel: ParallelConfig) -> Tr
         apply_rope_fusion=False,
         gradient_accumulation_fusion=False,
         deallocate_pipeline_outputs=True,
-        **recompute,
+        **recompute[parallel.recompute],
     )
 
 

@@ -1,4 +1,4 @@
-"""What happens beside training: metrics and progress, checkpoints. Each hook has one concern and keeps its own state."""
+"""What happens beside training: metrics with progress, checkpoints. Each hook has one concern and its own state."""
 
 from collections import defaultdict
 from collections.abc import Callable

@@ -24,7 +24,7 @@ from janus_mega.observe.sinks import open_sinks
 from janus_mega.optim.param_groups import build_param_groups
 from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.train.hooks import CheckpointHook, MetricsHook
-from janus_mega.train.loop import train
+from janus_mega.train.loop import Hook, train
 from janus_mega.train.workload import Recipe, Workload
 
 _log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
         open_sinks(recipe.run_dir, tensorboard=recipe.logging.tensorboard, enabled=is_writer) as sinks,
         Progress(recipe.name, recipe.last_step - first_step, enabled=is_writer) as progress,
     ):
-        hooks = [
+        hooks: list[Hook] = [
             MetricsHook(workload, groups, sinks, progress, recipe.logging.log_every),
             CheckpointHook(save, recipe.checkpoint.save_every),
         ]

@@ -92,5 +92,5 @@ def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 
 def step_difference(found: list[float], expected: list[float]) -> float:
-    """Largest relative difference over steps (a norm of exactly zero, as in text-only steps of stage I, must be met)."""
+    """Largest relative difference over steps (an expected zero, as in text-only steps of stage I, must be met)."""
     return max(abs(a - b) / (abs(b) or 1.0) for a, b in zip(found, expected, strict=True))

@@ -51,7 +51,6 @@ def test_layout_equals_one_process(
     }
     for key, value in figures.items():
         record_property(key, value)
-    print(name, {key: f"{value:.1e}" for key, value in figures.items()})
     assert figures["loss"] <= LOSS_BAR
     assert figures["norm"] <= NORM_BAR
     assert figures["gradients"] <= GRADIENT_BAR
