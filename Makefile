@@ -1,0 +1,50 @@
+# What a newcomer needs: python3 (>= 3.11) and make. Every target sets up .venv first; a second run installs nothing.
+#   make demo    the main job on real data, ends with a table and the path of report.html
+#   make test    the tests
+#   make check   format, lint, import contracts, types, size budgets
+# A smaller torch without CUDA: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+pinned = $(shell sed -n 's/^$(1)==/$(1)==/p' constraints.txt)
+
+# The stamp's name holds a checksum of what it was installed from: other pins mean another stamp.
+STAMP := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
+
+.PHONY: setup demo test check clean
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "janus_mega needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing build tools and torch"
+	@$(PIP) $(call pinned,setuptools) $(call pinned,hatchling) $(call pinned,editables)
+	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(call pinned,torch)
+	@echo "installing DeepSpeed (built without its C++ operators: no compiler is needed)"
+	@DS_BUILD_OPS=0 $(PIP) --no-build-isolation $(call pinned,deepspeed)
+	@echo "installing the rest"
+	@$(PIP) --no-build-isolation --editable '.[dev,demo]'
+	@rm -f $(VENV)/installed-*
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/janus-mega demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_budgets.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
