@@ -1,0 +1,43 @@
+"""Files that a run leaves: a line per step, events that TensorBoard reads back."""
+
+import json
+
+import numpy as np
+import pytest
+
+from janus_mega.observe.sinks import EVENTS_DIR, METRICS_FILE, open_sinks, read_metrics
+
+
+def test_lines_are_appended_over_restarts_and_survive_a_cut(tmp_path):
+    for step in (1, 2):
+        with open_sinks(tmp_path, tensorboard=False) as sinks:
+            sinks.scalars(step, {"loss": 1.0 / step, "broken": float("nan")})
+    with (tmp_path / METRICS_FILE).open("a") as file:
+        file.write('{"step": 3, "lo')
+    rows = read_metrics(tmp_path)
+    assert [(row["step"], row["loss"], row["broken"]) for row in rows] == [(1, 1.0, None), (2, 0.5, None)]
+    assert json.loads((tmp_path / METRICS_FILE).read_text().splitlines()[0])["time_s"] > 0
+
+
+def test_tensorboard_reads_back_scalars_and_pictures(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with open_sinks(tmp_path, tensorboard=True) as sinks:
+        sinks.scalars(7, {"loss/text": 0.25})
+        sinks.image(7, "drawn", np.full((4, 6, 3), 255, dtype=np.uint8))
+    events = EventAccumulator(str(tmp_path / EVENTS_DIR)).Reload()
+    (scalar,) = events.Scalars("loss/text")
+    assert (scalar.step, scalar.value) == (7, 0.25)
+    (image,) = events.Images("drawn")
+    assert (image.height, image.width) == (4, 6)
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    with open_sinks(tmp_path, tensorboard=True, enabled=False) as sinks:
+        sinks.scalars(1, {"loss": 1.0})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_of_another_shape_is_refused(tmp_path):
+    with open_sinks(tmp_path, tensorboard=False) as sinks, pytest.raises(ValueError, match="uint8"):
+        sinks.image(1, "drawn", np.zeros((3, 4, 4), dtype=np.float32))
