@@ -71,6 +71,9 @@ class DataSpec:
     """Sources by name; a dict so that an override touches one entry."""
     text_tokenizer: str = MISSING
     """Path of the text tokenizer: a sentencepiece .model file or a directory with tokenizer.json."""
+    image_tokenizer: str = ""
+    """Directory of the image tokenizer whose ids the generation sources hold; checkpoints carry a copy, without which
+    they can be neither exported nor drawn with."""
     geometry: ImageGeometry = field(default_factory=ImageGeometry)
     """Token cost of images; must equal what the shards were written with."""
     template: Template = Template.deepseek
@@ -87,3 +90,6 @@ class DataSpec:
     """Loader processes per rank; 0 reads in the training process. Never changes what is read."""
     window_rows: int = 1024
     """Rows planned at a time: mixture and packing are exact within a window."""
+    cache_mib: int = 256
+    """Memory per loader process for decoded documents of sources small enough to be held whole, MiB; 0 reads every
+    sample anew. Never changes what is read."""

@@ -77,6 +77,8 @@ class BackboneConfig:
     """Epsilon of every RMSNorm."""
     qk_norm: bool = False
     """RMSNorm on queries and keys per head (not expressible in the Hugging Face Janus export)."""
+    init_std: float = 0.02
+    """Standard deviation of fresh matrices; projections back into the stream are divided by sqrt(2 * num_layers)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,8 +217,6 @@ class LossConfig:
         default_factory=lambda: {"text": 1.0, "understanding": 1.0, "generation": 1.0}
     )
     """Weight of each task: multiplies its sum (per_token) or its mean (per_task)."""
-    z_loss: float = 0.0
-    """Weight of the squared log-partition of both heads; 0 switches it off."""
     chunk_tokens: int = 4096
     """Labelled positions scored at a time; bounds the memory of logits."""
 

@@ -1,0 +1,166 @@
+"""Janus as a workload: packed rows of a compiled plan through a JanusChunk."""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from data_pipeline.errors import UserError
+from data_pipeline.plan.open import OpenData, open_data
+from data_pipeline.schema import TokenKind
+from data_pipeline.stream.loader import build_loader
+from data_pipeline.text.load import load_text_tokenizer
+from janus_mega.checkpoint.trained import companion_files
+from janus_mega.config import derive
+from janus_mega.config.load import dump, save
+from janus_mega.config.schema import RunConfig
+from janus_mega.config.validate import validate_run
+from janus_mega.models.init import initialize
+from janus_mega.models.janus import MODULE_ATTRIBUTES, build_chunk
+from janus_mega.models.losses import task_denominators
+from janus_mega.models.placement import TASKS, PlacedBatch, count_labels, place_batch
+from janus_mega.models.sharding import ShardedParameter
+from janus_mega.models.vision.image_tokenizer import load_image_tokenizer
+from janus_mega.parallel.groups import ProcessGroups, build_groups, init_distributed
+from janus_mega.train.run import run
+from janus_mega.train.workload import BuiltModel, Recipe
+
+_log = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.yaml"
+
+
+class JanusWorkload:
+    """One stage of a Janus; see `workload.Workload`."""
+
+    task_names = TASKS
+
+    def __init__(self, config: RunConfig) -> None:
+        """Opens tokenizer and sources and compiles the plan; reads no sample.
+
+        Raises:
+            UserError: a source is missing, damaged or does not fit the tokenizers, the model or the mixture.
+        """
+        self.config = config
+        self.task_weights = config.loss.task_weights
+        self.seq_len = config.data.seq_len
+        self.config_text = dump(config)
+        tokenizer = load_text_tokenizer(config.data.text_tokenizer)
+        if tokenizer.vocab_size > config.model.backbone.vocab_size:
+            raise UserError(
+                f"{config.data.text_tokenizer}: holds {tokenizer.vocab_size} ids, the model has "
+                f"{config.model.backbone.vocab_size} rows; raise model.backbone.vocab_size"
+            )
+        self._tokenizer_path = tokenizer.path
+        self.data: OpenData = open_data(config.data, tokenizer, global_batch_size=config.stage.global_batch_size)
+        self.plan_digest = self.data.plan.digest
+        self._check_image_tokenizer()
+
+    def _check_image_tokenizer(self) -> None:
+        path = self.config.data.image_tokenizer
+        if not path:
+            return
+        digest = load_image_tokenizer(Path(path)).digest
+        for source in self.data.sources:
+            entry = source.manifest.image_tokenizer
+            if entry is not None and entry.digest != digest:
+                raise UserError(
+                    f"{source.path}: its image ids come from tokenizer {entry.digest[:12]}, data.image_tokenizer "
+                    f"{path} is {digest[:12]}; prepare the source again or name the tokenizer it was made with"
+                )
+
+    def build(self, groups: ProcessGroups) -> BuiltModel:
+        """This rank's chunk on the meta device, with the stage's modules trainable."""
+        config = self.config
+        chunk = build_chunk(config.model, config.parallel, config.loss, groups.layout)
+        chunk.train_only(config.stage.trainable)
+        modules = {module.value: attribute for module, attribute in MODULE_ATTRIBUTES.items()}
+        trainable = [module.value for module in config.stage.trainable]
+        return BuiltModel(chunk, modules, trainable, config.model.backbone.num_layers)
+
+    def initialize(self, shards: Iterable[ShardedParameter]) -> None:
+        """Fresh, layout-independent weights."""
+        initialize(shards, self.config.model.backbone, self.config.seed)
+
+    def batches(self, dp_rank: int, dp_size: int, first_step: int, last_step: int) -> Iterator[list[dict[str, Tensor]]]:
+        """This dp rank's micro-batches."""
+        return iter(
+            build_loader(
+                self.data,
+                micro_batch_size=self.config.parallel.micro_batch_size,
+                dp_rank=dp_rank,
+                dp_size=dp_size,
+                first_step=first_step,
+                num_steps=last_step - first_step,
+            )
+        )
+
+    def place(self, batch: dict[str, Tensor], groups: ProcessGroups) -> PlacedBatch:
+        """A micro-batch on the rank's device."""
+        return place_batch(batch, groups.device)
+
+    def count_labels(self, batch: dict[str, Tensor]) -> Tensor:
+        """int64 [tasks]."""
+        return count_labels(batch)
+
+    def denominators(self, global_counts: Tensor) -> Tensor:
+        """fp64 [tasks]."""
+        return task_denominators(global_counts, self.config.loss.normalization)
+
+    def measure(self, batch: dict[str, Tensor]) -> dict[str, int]:
+        """Tokens, padding and images of a micro-batch."""
+        padding = int((batch["token_kind"] == TokenKind.pad).sum())
+        return {
+            "tokens": batch["token_kind"].numel() - padding,
+            "padding": padding,
+            "understanding_images": batch["pixel_values"].shape[0],
+            "generation_tokens": int((batch["token_kind"] == TokenKind.image_gen).sum()),
+        }
+
+    def extra_files(self) -> dict[str, bytes | Path]:
+        """Tokenizers, so that a checkpoint alone can be exported and drawn with."""
+        if not self.config.data.image_tokenizer:
+            return {}
+        return dict(companion_files(self._tokenizer_path, Path(self.config.data.image_tokenizer)))
+
+
+def recipe_of(config: RunConfig) -> Recipe:
+    """The part of a configuration that says how, not what."""
+    return Recipe(
+        name=config.name,
+        run_dir=Path(config.run_dir),
+        num_steps=config.stage.num_steps,
+        last_step=derive.last_step(config.stage),
+        global_batch_size=config.stage.global_batch_size,
+        init_from=config.stage.init_from,
+        parallel=config.parallel,
+        optimizer=config.optimizer,
+        logging=config.logging,
+        checkpoint=config.checkpoint,
+    )
+
+
+def train_janus(config: RunConfig) -> Path:
+    """Runs one stage on the ranks this process was started with; returns the final checkpoint.
+
+    Raises:
+        UserError: the configuration breaks a rule, or data, checkpoint or run directory do not fit it.
+        Collective over: world.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    validate_run(config, world_size)
+    workload = JanusWorkload(config)
+    init_distributed()
+    groups = build_groups(config.parallel.tp_size, config.parallel.pp_size, config.seed)
+    prepare_run_dir(Path(config.run_dir), config, groups)
+    return run(workload, recipe_of(config), groups)
+
+
+def prepare_run_dir(run_dir: Path, config: Any, groups: ProcessGroups) -> None:
+    """Writes the resolved configuration beside what the run will write (rank 0)."""
+    if groups.layout.rank == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        save(config, run_dir / CONFIG_FILE)
