@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class JanusWorkload:
             UserError: a source is missing, damaged or does not fit the tokenizers, the model or the mixture.
         """
         self.config = config
-        self.task_weights = config.loss.task_weights
+        self.task_weights: Mapping[str, float] = config.loss.task_weights
         self.seq_len = config.data.seq_len
         self.config_text = dump(config)
         tokenizer = load_text_tokenizer(config.data.text_tokenizer)
