@@ -1,0 +1,1 @@
+"""The command `janus-mega`: parse, build, call. No logic."""
