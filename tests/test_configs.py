@@ -1,8 +1,10 @@
 """Every shipped YAML loads and validates, and says what the papers say."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from data_pipeline.errors import UserError
@@ -11,6 +13,10 @@ from janus_mega.config.load import config_root, dump, load_config, load_section,
 from janus_mega.config.schema import Module, RunConfig, Schedule, TokenizerRunConfig
 from janus_mega.config.validate import validate_any, validate_run
 from janus_mega.models.count import image_tokenizer_parameters, module_parameters, total_parameters
+from janus_mega.models.janus import MODULE_ATTRIBUTES, build_chunk
+from janus_mega.models.vision.vq import VqModel
+from janus_mega.parallel.groups import build_groups
+from tests.support.ranks import results_of_ranks
 
 ROOT = config_root()
 EVERY_FILE = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yaml"))
@@ -131,6 +137,44 @@ def test_image_tokenizer_counts_are_vq16s(name):
     parts = image_tokenizer_parameters(tokenizer)
     assert round(sum(parts.values()) / 1e6, 2) == 71.88
     assert (round(parts["encoder"] / 1e6, 1), round(parts["decoder"] / 1e6, 1)) == (29.3, 42.4)
+
+
+def build_every_run():
+    """Builds the model of every run on the meta device; returns parameters by module, and of the whole chunk."""
+    layout = build_groups(tp_size=1, pp_size=1).layout
+    built = {}
+    for name in RUNS:
+        config = load_config(RunConfig, name).config
+        parallel = replace(config.parallel, tp_size=1, pp_size=1, sequence_parallel=False)
+        chunk = build_chunk(config.model, parallel, config.loss, layout)
+        assert all(parameter.device.type == "meta" for parameter in chunk.parameters())
+        built[name] = {
+            module.value: sum(parameter.numel() for parameter in getattr(chunk, attribute).parameters())
+            for module, attribute in MODULE_ATTRIBUTES.items()
+        }
+        built[name]["all"] = sum(parameter.numel() for parameter in chunk.parameters())
+    return built
+
+
+@pytest.fixture(scope="module")
+def built_runs():
+    return results_of_ranks(build_every_run, 1)[0]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_run_builds_on_the_meta_device_with_the_counted_parameters(name, built_runs):
+    model = load_config(RunConfig, name).config.model
+    counted = {module.value: count for module, count in module_parameters(model).items()}
+    assert built_runs[name] == {**counted, "all": total_parameters(model)}
+
+
+@pytest.mark.parametrize("name", ["tiny", "janus_1b", "janus_pro_7b"])
+def test_image_tokenizers_build_with_the_counted_parameters(name):
+    tokenizer = load_section(RunConfig, "model", f"model/{name}.yaml").image_tokenizer
+    with torch.device("meta"):
+        model = VqModel(tokenizer)
+    built = sum(parameter.numel() for parameter in model.parameters())
+    assert built == sum(image_tokenizer_parameters(tokenizer).values())
 
 
 @pytest.mark.parametrize(("name", "gigabytes"), [("janus_1b", 4.178), ("janus_pro_7b", 14.84)])
