@@ -92,5 +92,5 @@ def test_pixels_are_mapped_to_minus_one_and_one() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match="siglop.*siglip"):
+    with pytest.raises(UserError, match=r"siglop.*siglip"):
         build_encoder(EncoderConfig(name="siglop"))
