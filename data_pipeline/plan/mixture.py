@@ -14,6 +14,9 @@ import numpy as np
 from data_pipeline.plan.documents import Chunk, DocumentStream
 from data_pipeline.spec import RatioUnit
 
+_ROUNDINGS = 4
+"""How often counts are rounded to whole documents against the total that the rounding before gave."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
@@ -99,13 +102,22 @@ class Mixture:
 
     def counts(self, ledger: Ledger, upcoming: Sequence[Upcoming], tokens: int) -> list[int]:
         """Documents per source for a window of about `tokens` tokens that leave every source at its share."""
-        if self.unit is RatioUnit.tokens:
-            total = sum(ledger.tokens) + tokens
-            return [
-                source.count_for(share * total - taken)
+        if self.unit is RatioUnit.samples:
+            return self._counts_by_samples(ledger, upcoming, tokens)
+        before = sum(ledger.tokens)
+        counts: list[int] = []
+        for _ in range(_ROUNDINGS):
+            counts = [
+                source.count_for(share * (before + tokens) - taken)
                 for source, share, taken in zip(upcoming, self.shares, ledger.tokens, strict=True)
             ]
-        return self._counts_by_samples(ledger, upcoming, tokens)
+            # Shares are of what is really taken: a source of long documents that takes half a document too much
+            # moves the mark of all others.
+            taken_now = sum(source.tokens(count) for source, count in zip(upcoming, counts, strict=True))
+            if taken_now == tokens:
+                break
+            tokens = taken_now
+        return counts
 
     def _counts_by_samples(self, ledger: Ledger, upcoming: Sequence[Upcoming], tokens: int) -> list[int]:
         """The largest number of documents, split by share, that holds at most `tokens` tokens; found by bisection."""

@@ -137,7 +137,7 @@ def _top_up(
     longest = [source.longest for source in upcoming]
     lengths = [source.length(len(placed)) for source, placed in zip(upcoming, bins, strict=True)]
     added: list[tuple[int, int]] = []
-    num_exact = 0
+    num_exact = 0 if mixture.is_exact(ledger, longest) else None
     placing = True
     while placing:
         placing = False

@@ -1,0 +1,68 @@
+"""Packed rows <-> a Batch: the dict of torch tensors that a model takes, keys as in `schema.BATCH_KEYS`."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipeline.schema import BATCH_KEYS, PackedRow, TokenKind
+
+_INT64_KEYS = ("input_ids", "position_ids", "labels")
+
+
+def collate(rows: Sequence[PackedRow]) -> dict[str, Tensor]:
+    """Stacks rows into a Batch.
+
+    Returns:
+        [b, s]: input_ids, position_ids, labels int64; token_kind, label_head, label_task uint8. cu_seqlens int32
+        [d + 1] over the flattened rows. pixel_values uint8 [m, 3, side, side].
+    """
+    batch: dict[str, Tensor] = {}
+    for key in BATCH_KEYS:
+        arrays = [getattr(row, key) for row in rows]
+        if key == "cu_seqlens":
+            joined = _join_borders(arrays)
+        elif key == "pixel_values":
+            joined = np.concatenate(arrays)
+        else:
+            joined = np.stack(arrays)
+        batch[key] = torch.from_numpy(joined.astype(np.int64) if key in _INT64_KEYS else joined)
+    return batch
+
+
+def _join_borders(borders: Sequence[np.ndarray]) -> np.ndarray:
+    """int32 [d + 1]: the segments of all rows, counted through."""
+    joined, offset = [np.zeros(1, np.int32)], 0
+    for row in borders:
+        joined.append(row[1:] + np.int32(offset))
+        offset += int(row[-1])
+    return np.concatenate(joined)
+
+
+def split(batch: dict[str, Tensor]) -> list[PackedRow]:
+    """The rows that a Batch was made of."""
+    arrays = {key: batch[key].cpu().numpy() for key in BATCH_KEYS}
+    num_rows, seq_len = arrays["input_ids"].shape
+    first_image = _first_images(arrays["token_kind"])
+    rows = []
+    for number in range(num_rows):
+        start, stop = number * seq_len, (number + 1) * seq_len
+        borders = arrays["cu_seqlens"]
+        borders = borders[(borders >= start) & (borders <= stop)] - start
+        fields = {
+            key: arrays[key][number].astype(np.int32) if key in _INT64_KEYS else arrays[key][number]
+            for key in BATCH_KEYS
+            if key not in ("cu_seqlens", "pixel_values")
+        }
+        images = arrays["pixel_values"][first_image[number] : first_image[number + 1]]
+        rows.append(PackedRow(**fields, cu_seqlens=borders.astype(np.int32), pixel_values=images))
+    return rows
+
+
+def _first_images(token_kind: np.ndarray) -> np.ndarray:
+    """int64 [b + 1]: number of the first image of each row; an image is one run of image_und tokens."""
+    is_image = token_kind == TokenKind.image_und
+    begins = is_image.copy()
+    begins[:, 1:] &= ~is_image[:, :-1]
+    return np.concatenate([[0], np.cumsum(begins.sum(axis=1))])

@@ -1,0 +1,127 @@
+"""The loader of one data-parallel rank: for every step the list of its micro-batches.
+
+A plain torch DataLoader over `RowDataset`; which rows it asks for is computed from the step number, so there is no
+loader state to save: a run resumes by naming the step. Workers, prefetching and dp_size change who reads a row and
+when, never what is in it.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data_pipeline.errors import UserError
+from data_pipeline.plan.open import OpenData
+from data_pipeline.plan.plan import Plan
+from data_pipeline.schema import PackedRow
+from data_pipeline.stream.assemble import combine_digests, row_digest
+from data_pipeline.stream.collate import collate, split
+from data_pipeline.stream.dataset import RowDataset
+
+Batch = dict[str, Tensor]
+
+
+def build_loader(
+    data: OpenData,
+    *,
+    micro_batch_size: int,
+    dp_rank: int = 0,
+    dp_size: int = 1,
+    first_step: int = 0,
+    num_steps: int,
+) -> "StepLoader":
+    """The loader of one rank over steps first_step ... first_step + num_steps - 1.
+
+    Raises:
+        ValueError: global_batch_size is not a multiple of dp_size x micro_batch_size, or there is no such rank.
+    """
+    if not 0 <= dp_rank < dp_size:
+        raise ValueError(f"dp_rank {dp_rank} of {dp_size}")
+    data.plan.place(first_step, dp_size, micro_batch_size)
+    rows = _RowNumbers(data.plan, micro_batch_size, (dp_rank, dp_size), range(first_step, first_step + num_steps))
+    return StepLoader(RowDataset(data), rows, data.spec.num_workers)
+
+
+class StepLoader:
+    """Iterates over steps; each is the list of this rank's micro-batches, in the order to run them."""
+
+    def __init__(self, dataset: RowDataset, rows: "_RowNumbers", num_workers: int) -> None:
+        """Use `build_loader`."""
+        self.dataset = dataset
+        self._rows = rows
+        self._num_workers = num_workers
+
+    def __len__(self) -> int:
+        return len(self._rows.steps)
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        """Starts at the first step.
+
+        Raises:
+            UserError: A shard cannot be read or is damaged.
+        """
+        loader = DataLoader(
+            _Guarded(self.dataset),
+            batch_sampler=self._rows,
+            num_workers=self._num_workers,
+            collate_fn=_collate,
+            # Of its own, or starting a loader would draw from (and so shift) the generator of the whole process.
+            generator=torch.Generator(),
+        )
+        step: list[Batch] = []
+        for loaded in loader:
+            if isinstance(loaded, UserError):
+                raise loaded
+            step.append(loaded)
+            if len(step) == self._rows.num_micro_batches:
+                yield step
+                step = []
+
+
+class _RowNumbers(Sampler[list[int]]):
+    """Row numbers of each micro-batch of one rank."""
+
+    def __init__(self, plan: Plan, micro_batch_size: int, rank: tuple[int, int], steps: range) -> None:
+        self.steps = steps
+        self.num_micro_batches = plan.global_batch_size // (micro_batch_size * rank[1])
+        self._plan = plan
+        self._micro_batch_size = micro_batch_size
+        self._dp_rank, self._dp_size = rank
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.num_micro_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            yield from self._plan.place(step, self._dp_size, self._micro_batch_size)[self._dp_rank].tolist()
+
+
+class _Guarded(Dataset[PackedRow | UserError]):
+    """Hands errors meant for users on as values: a worker would wrap them into its traceback."""
+
+    def __init__(self, rows: RowDataset) -> None:
+        self._rows = rows
+
+    def __getitem__(self, row_no: int) -> PackedRow | UserError:
+        try:
+            return self._rows[row_no]
+        except UserError as error:
+            return error
+
+
+def _collate(rows: list[PackedRow | UserError]) -> Batch | UserError:
+    for row in rows:
+        if isinstance(row, UserError):
+            return row
+    return collate([row for row in rows if isinstance(row, PackedRow)])
+
+
+def row_digests(micro_batches: Sequence[Batch]) -> list[bytes]:
+    """Digests of the rows in some micro-batches; gather those of all ranks and `combine_digests` them."""
+    return [row_digest(row) for batch in micro_batches for row in split(batch)]
+
+
+def batch_hash(micro_batches: Sequence[Batch]) -> str:
+    """Hash (hex) of a global batch, given all its micro-batches in any order; equals `RowDataset.step_hash`."""
+    return combine_digests(row_digests(micro_batches))
