@@ -1,0 +1,1 @@
+"""The digits demo: a small real job that walks the whole house in one command."""

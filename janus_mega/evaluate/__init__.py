@@ -1,0 +1,1 @@
+"""Judging what a trained model reads, draws and writes, item by item."""
