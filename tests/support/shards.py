@@ -1,0 +1,122 @@
+"""Three small sources of shards in the real format, with a tokenizer trained on their texts."""
+
+import io
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_pipeline.dialogue import answer_text, caption_text, prompt_segments, question_pieces
+from data_pipeline.manifest import ImageTokenizerEntry
+from data_pipeline.plan.open import OpenData, open_data
+from data_pipeline.prepare.directory import Facts, ShardDirectory
+from data_pipeline.prepare.shard import FlatIds, ShardWriter, npy_bytes
+from data_pipeline.spec import DataSpec, ImageGeometry, SourceSpec, Task, Template
+from data_pipeline.text.interface import TextTokenizer
+from data_pipeline.text.train import train_sentencepiece
+
+GEOMETRY = ImageGeometry(
+    understanding_size=16, understanding_tokens=16, generation_size=16, generation_tokens=16, codebook_size=256
+)
+SENTENCE = "the row of a step holds what every rank reads and no rank reads it twice in one epoch of the data"
+WORDS = SENTENCE.split()
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+@dataclass(frozen=True)
+class TinyShards:
+    """Where the sources are, and what opens them."""
+
+    spec: DataSpec
+    tokenizer: TextTokenizer
+
+    def open(self, *, global_batch_size: int = 8, **changes) -> OpenData:
+        return open_data(replace(self.spec, **changes), self.tokenizer, global_batch_size=global_batch_size)
+
+
+def make_shards(root: Path, num_samples: int = 60) -> TinyShards:
+    """Writes text, question-answer and drawing shards (two tars each) below `root`."""
+    random = np.random.default_rng(0)
+    texts = [" ".join(random.choice(WORDS, random.integers(3, 60))) for _ in range(num_samples)]
+    texts[0] = " ".join(random.choice(WORDS, 900))
+    (root / "text.txt").write_text("\n".join([*texts, *NUMBERS]), encoding="utf-8")
+    tokenizer = train_sentencepiece([root / "text.txt"], 340, root / "text.model")
+    _write_texts(root / "text", tokenizer, texts)
+    _write_questions(root / "questions", tokenizer, random, num_samples)
+    _write_drawings(root / "drawings", tokenizer, random, num_samples)
+    spec = DataSpec(
+        sources={
+            "text": SourceSpec(path=str(root / "text"), task=Task.text, weight=3),
+            "questions": SourceSpec(path=str(root / "questions"), task=Task.understanding, weight=2),
+            "drawings": SourceSpec(path=str(root / "drawings"), task=Task.generation, weight=5),
+        },
+        text_tokenizer=str(root / "text.model"),
+        geometry=GEOMETRY,
+        seq_len=192,
+        window_rows=32,
+        guidance_dropout=0.3,
+    )
+    return TinyShards(spec, tokenizer)
+
+
+def _halves(path: Path, kind: str, tokenizer: TextTokenizer, num_samples: int, **facts):
+    """Yields (writer, sample numbers) for the two shards of a source, then finishes the directory."""
+    directory = ShardDirectory(path, {"written by": "a test"})
+    for task, numbers in enumerate(np.array_split(np.arange(num_samples), 2)):
+        writer = ShardWriter(directory.shard_path(task))
+        yield writer, numbers.tolist()
+        directory.commit(task, writer)
+    directory.finish(2, Facts(kind=kind, text_tokenizer=tokenizer.digest, token_dtype="<u2", **facts))
+
+
+def _write_texts(path: Path, tokenizer: TextTokenizer, texts: list[str]) -> None:
+    for writer, numbers in _halves(path, "text", tokenizer, len(texts), record_size=len(texts)):
+        ids = FlatIds("<u2")
+        for number in numbers:
+            ids.append(tokenizer.encode(texts[number]))
+        writer.add_record("000000", {}, ids, [])
+
+
+def _write_drawings(path: Path, tokenizer: TextTokenizer, random: np.random.Generator, num_samples: int) -> None:
+    images = ImageTokenizerEntry(digest="0" * 64, image_size=16, num_tokens=16, codebook_size=256)
+    for writer, numbers in _halves(
+        path, "t2i", tokenizer, num_samples, image_tokenizer=images, record_size=num_samples
+    ):
+        ids, rows = FlatIds("<u2"), random.integers(0, 256, (len(numbers), 16)).astype("<u2")
+        for number in numbers:
+            ids.append(tokenizer.encode(caption_text(f"the {NUMBERS[number % 10]}")))
+        writer.add_record("000000", {"vq.npy": npy_bytes(rows)}, ids, [row.tobytes() for row in rows])
+
+
+def _write_questions(path: Path, tokenizer: TextTokenizer, random: np.random.Generator, num_samples: int) -> None:
+    template = Template.deepseek
+    for writer, numbers in _halves(path, "interleaved", tokenizer, num_samples, template=template.value):
+        for number in numbers:
+            num_images = 1 + number % 2
+            pieces = question_pieces(template, "what does it hold", num_images)
+            segments = prompt_segments(tokenizer, pieces)
+            answer = tokenizer.encode(answer_text(" and ".join(random.choice(NUMBERS, num_images))))
+            sequence, ids, members = [], [], {}
+            for segment in segments:
+                if segment.text_ids is None:
+                    members[f"{segment.image}.png"] = _png(random)
+                    sequence.append({"t": "image", "name": f"{segment.image}.png"})
+                else:
+                    sequence.append({"t": "text", "n": len(segment.text_ids), "loss": False})
+                    ids += segment.text_ids.tolist()
+            sequence.append({"t": "text", "n": len(answer), "loss": True})
+            ids += answer
+            members = {
+                "doc.json": json.dumps({"seq": sequence}).encode(),
+                "tok.npy": npy_bytes(np.array(ids, "<u2")),
+                **members,
+            }
+            writer.add_sample(f"{number:06d}", members, len(ids), num_images)
+
+
+def _png(random: np.random.Generator) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(stream, "png")
+    return stream.getvalue()
