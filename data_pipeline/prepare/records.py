@@ -16,6 +16,10 @@ MAX_FILE_BYTES = 256 * 1024 * 1024
 """Larger picture files and text files are refused."""
 
 
+_DOCUMENT_SUFFIXES = (".txt", ".md")
+_SUFFIXES = (".jsonl", *_DOCUMENT_SUFFIXES)
+
+
 class Reject(Exception):
     """A record that cannot be used; `reason` is the word it is counted under."""
 
@@ -35,6 +39,15 @@ class RawRecord:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}" if self.line else str(self.file)
+
+    def identity(self, fields: dict[str, Any]) -> str:
+        """What the record is called: its own id, else where it stands.
+
+        Raises:
+            Reject: The id cannot be stored.
+        """
+        given = fields.get("id")
+        return checked_text(given, "id") if given else f"{self.file.name}:{self.line}"
 
     def fields(self) -> dict[str, Any]:
         """The JSON object of the line, or {"text": ...} of a text file.
@@ -96,7 +109,7 @@ def read_picture(record: RawRecord, name: Any) -> bytes:
 
 
 def input_files(inputs: Iterable[str | Path]) -> list[Path]:
-    """The .jsonl and .txt files of the inputs; directories are searched, sorted by path.
+    """The .jsonl, .txt and .md files of the inputs; directories are searched, sorted by path.
 
     Raises:
         UserError: An input is missing, a directory holds none, or a file has another suffix.
@@ -104,16 +117,18 @@ def input_files(inputs: Iterable[str | Path]) -> list[Path]:
     files: list[Path] = []
     for given in map(Path, inputs):
         if given.is_dir():
-            found = sorted(path for path in given.rglob("*") if path.suffix in (".jsonl", ".txt") and path.is_file())
+            found = sorted(path for path in given.rglob("*") if path.suffix in _SUFFIXES and path.is_file())
             if not found:
                 raise UserError(
-                    f"{given}: no .jsonl or .txt file below this directory; give files or another directory"
+                    f"{given}: no .jsonl, .txt or .md file below this directory; give files or another directory"
                 )
             files += found
         elif not given.is_file():
             raise UserError(f"{given}: no such file or directory; check the path of the raw input")
-        elif given.suffix not in (".jsonl", ".txt"):
-            raise UserError(f"{given}: inputs are .jsonl (one record a line) or .txt (one document a file); rename it")
+        elif given.suffix not in _SUFFIXES:
+            raise UserError(
+                f"{given}: inputs are .jsonl (one record a line) or .txt and .md (one document a file); rename it"
+            )
         else:
             files.append(given)
     return files
@@ -126,10 +141,10 @@ def read_records(files: Sequence[Path]) -> Iterator[RawRecord]:
         UserError: A text file is too large for one document.
     """
     for path in files:
-        if path.suffix == ".txt":
+        if path.suffix in _DOCUMENT_SUFFIXES:
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise UserError(
-                    f"{path}: a .txt is one document of at most {MAX_FILE_BYTES} bytes; split it into .jsonl"
+                    f"{path}: a plain text file is one document of at most {MAX_FILE_BYTES} bytes; split it into .jsonl"
                 )
             yield RawRecord(path, 0, path.read_bytes())
             continue
@@ -143,7 +158,7 @@ def count_records(files: Sequence[Path]) -> int:
     """Number of records that `read_records` yields."""
     total = 0
     for path in files:
-        if path.suffix == ".txt":
+        if path.suffix in _DOCUMENT_SUFFIXES:
             total += 1
             continue
         with path.open("rb") as stream:

@@ -4,6 +4,7 @@ Tars are byte-reproducible (ustar, times 0). The writer only notes which bytes o
 where they ended up is read back from the finished tar, so index and tar cannot disagree.
 """
 
+import hashlib
 import io
 import os
 import zlib
@@ -16,6 +17,7 @@ from webdataset import TarWriter
 
 from data_pipeline.manifest import SAMPLE_COLUMNS
 from data_pipeline.tar_scan import Member, scan_tar
+from data_pipeline.text.interface import TextTokenizer
 
 ROW_DTYPE = np.dtype(list(SAMPLE_COLUMNS.items()))
 """One sample of a shard's part of the index."""
@@ -74,6 +76,14 @@ class ShardWriter:
         if image_rows:
             self._image_members.append(f"{key}.vq.npy")
 
+    def sample_key(self) -> str:
+        """WebDataset key of the next sample: shard and row."""
+        return f"{self.path.stem}{self.num_samples:06d}"
+
+    def record_key(self) -> str:
+        """WebDataset key of the next block record: shard and its first row."""
+        return f"b{self.path.stem}{self.num_samples:06d}"
+
     @property
     def num_samples(self) -> int:
         """Samples so far."""
@@ -129,6 +139,17 @@ class FlatIds:
     def ends(self) -> np.ndarray:
         """u4: where each sample's ids end."""
         return np.cumsum([len(row) for row in self.rows], dtype="<u4")
+
+
+def token_dtype(tokenizer: TextTokenizer) -> str:
+    """Numpy dtype that holds every id of a tokenizer."""
+    return "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
+
+
+def identity_hashes(names: list[str]) -> np.ndarray:
+    """u8 [n, 2]: 128 bits of the sha256 of each record's name, by which shards can be joined."""
+    digests = b"".join(hashlib.sha256(name.encode()).digest()[:16] for name in names)
+    return np.frombuffer(digests, "<u8").reshape(-1, 2)
 
 
 def npy_bytes(array: np.ndarray) -> bytes:

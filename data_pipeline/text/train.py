@@ -43,11 +43,11 @@ def train_sentencepiece(
         UserError: No text, or a vocabulary that the text cannot fill or that is too small for the characters.
     """
     out = Path(out)
-    inputs = [Path(path) for path in inputs]
+    files = [Path(path) for path in inputs]
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=_lines(inputs),
+            sentence_iterator=_lines(files),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -72,7 +72,7 @@ def train_sentencepiece(
         )
     except (RuntimeError, OSError) as error:
         reason = str(error).rsplit("]", 1)[-1].strip() or "no text was found"
-        names = ", ".join(str(path) for path in inputs)
+        names = ", ".join(str(path) for path in files)
         raise UserError(
             f"{names}: sentencepiece cannot train vocab_size {vocab_size} on this text ({reason}); "
             "change vocab_size or give more text"
