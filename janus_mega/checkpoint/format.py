@@ -13,7 +13,7 @@ was meant, not of what a disk gave back. The library reads the files.
       tensors.json             tensor name -> shape, number format, pieces (file, key, offset, shape)
       state.json  config.yaml  where the run stands; the resolved configuration
       tensors-00000.safetensors ...  one file per rank
-      text_tokenizer.model ... what export and generation need besides
+      text_tokenizer/  image_tokenizer/   what export and generation need besides
 """
 
 import hashlib
@@ -34,11 +34,10 @@ MANIFEST_FILE = "manifest.json"
 INDEX_FILE = "tensors.json"
 STATE_FILE = "state.json"
 CONFIG_FILE = "config.yaml"
-TEXT_TOKENIZER_FILE = "text_tokenizer.model"
-"""A sentencepiece model; a Hugging Face tokenizer lies as a directory `text_tokenizer` instead."""
 TEXT_TOKENIZER_DIR = "text_tokenizer"
-IMAGE_TOKENIZER_FILE = "image_tokenizer.safetensors"
-"""Weights of the image tokenizer under VQ-16's state-dict names."""
+"""Holds the one file that rebuilds the text tokenizer: a sentencepiece .model or a tokenizer.json."""
+IMAGE_TOKENIZER_DIR = "image_tokenizer"
+"""A copy of the image tokenizer's directory."""
 
 DTYPE_NAMES = {
     torch.float64: "F64",
