@@ -274,7 +274,7 @@ class TokenizerDataConfig:
     """Pictures an image tokenizer learns from."""
 
     path: str = MISSING
-    """Raw image-caption directory: records.jsonl beside its pictures (see docs/formats.md)."""
+    """Raw image-caption records: a .jsonl beside its pictures, or a directory of such (see docs/formats.md)."""
     seed: int = 0
     """Fixes the order of pictures."""
 

@@ -71,6 +71,11 @@ def tokenizer_run_problems(config: TokenizerRunConfig, world_size: int) -> Itera
             f"parallel.tp_size {parallel.tp_size}, parallel.pp_size {parallel.pp_size}: an image tokenizer is "
             "replicated; set both to 1 and sequence_parallel to false"
         )
+    if parallel.zero_stage > 2:
+        yield (
+            f"parallel.zero_stage {parallel.zero_stage}: an image tokenizer looks its codes up outside of a module's "
+            "call, where ZeRO-3 holds no weights; set it to 1 or 2"
+        )
     yield from parallel_rules(parallel, world_size)
     if config.num_steps < 1:
         yield f"num_steps {config.num_steps} must be at least 1"
