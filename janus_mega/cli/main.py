@@ -4,6 +4,8 @@ Exit codes: 0 done; 2 bad input, told in one line; anything else with a tracebac
 """
 
 import sys
+import warnings
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +18,9 @@ from janus_mega.cli.tokenizer import tokenizer_app
 USER_ERROR_CODE = 2
 
 ConfigFile = Annotated[str, typer.Argument(metavar="FILE", help="YAML of a run: a path, or a name under configs/.")]
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A step directory, or a run directory: its newest checkpoint.")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override values of the file.")]
 
 app = typer.Typer(
@@ -32,6 +37,8 @@ app.add_typer(tokenizer_app, name="tokenizer")
 
 def main() -> None:
     """Runs the command line; bad input ends in one line and exit code 2."""
+    # Kernels that are not installed have replacements; megatron-core says so in many lines on every import.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     try:
         app(prog_name="janus-mega")
     except UserError as error:
@@ -70,6 +77,98 @@ def config(
     for line in config_lines(resolved, explain=explain):
         print(line)
     validate_any(resolved.config, world_size)
+
+
+@app.command()
+def train(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    ranks: Annotated[
+        int, typer.Option(help="Processes to fork on this machine; torchrun and srun start their own.")
+    ] = 1,
+) -> None:
+    """Train one stage of a Janus; an interrupted run continues where its newest checkpoint stands."""
+    from janus_mega.cli.ranks import on_ranks, started_world_size
+    from janus_mega.config.load import load_config
+    from janus_mega.config.schema import RunConfig
+    from janus_mega.config.validate import validate_run
+
+    config = load_config(RunConfig, file, overrides or []).config
+    validate_run(config, started_world_size(ranks))
+
+    from janus_mega.train.janus import train_janus
+
+    on_ranks(train_janus, config, ranks, config.parallel.torch_threads)
+
+
+@app.command()
+def export(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="Directory to write.")],
+    dtype: Annotated[str, typer.Option(help="Number format: float32, bfloat16 or float16.")] = "float32",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the directory if it exists.")] = False,
+) -> None:
+    """Write a checkpoint as a Hugging Face directory that transformers alone loads."""
+    from janus_mega.checkpoint.hf_export import export_hf
+    from janus_mega.cli.paths import checkpoint_at
+
+    print(export_hf(checkpoint_at(checkpoint), out, dtype=dtype, overwrite=overwrite))
+
+
+@app.command()
+def generate(
+    checkpoint: Checkpoint,
+    caption: Annotated[list[str] | None, typer.Option(help="Draw this; may be repeated.")] = None,
+    question: Annotated[str | None, typer.Option(help="Answer this.")] = None,
+    beginning: Annotated[str | None, typer.Option(help="Continue this text.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="Picture that the question is about; may be repeated.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Directory for drawn pictures.")] = Path("drawn"),
+    guidance: Annotated[float, typer.Option(help="Guidance scale of drawing; 1 is without.")] = 5.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 takes the likeliest; default 1 to draw, 0 to write.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
+    seed: Annotated[int, typer.Option(help="Fixes every draw.")] = 0,
+) -> None:
+    """Draw captions, answer a question about pictures, or continue a text."""
+    from janus_mega.cli.generation import draw_captions, write_answer
+    from janus_mega.cli.paths import checkpoint_at
+
+    if bool(caption) + bool(question) + bool(beginning) != 1:
+        raise UserError("generate needs exactly one of --caption, --question and --beginning; give one of them")
+
+    from janus_mega.infer.model import load_trained
+
+    model = load_trained(checkpoint_at(checkpoint))
+    if caption:
+        drawn_at = 1.0 if temperature is None else temperature
+        for path in draw_captions(model, caption, out, guidance_scale=guidance, temperature=drawn_at, seed=seed):
+            print(path)
+    else:
+        written_at = 0.0 if temperature is None else temperature
+        prompt = (question, beginning, image or [])
+        print(write_answer(model, *prompt, max_new_tokens=max_new_tokens, temperature=written_at, seed=seed))
+
+
+@app.command()
+def describe(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="A checkpoint, a run directory, or a YAML with a model.")],
+    world_size: Annotated[int, typer.Option(help="Ranks that a run is described for.")] = 1,
+) -> None:
+    """Tell what a checkpoint holds, or what a configuration will build."""
+    from janus_mega.cli.show import checkpoint_lines, config_summary_lines
+
+    if Path(what).is_dir():
+        from janus_mega.checkpoint.reader import open_checkpoint
+        from janus_mega.cli.paths import checkpoint_at
+
+        lines = checkpoint_lines(open_checkpoint(checkpoint_at(Path(what))))
+    else:
+        lines = config_summary_lines(what, world_size)
+    for line in lines:
+        print(line)
 
 
 if __name__ == "__main__":

@@ -22,3 +22,24 @@ def train_text(
 
     tokenizer = train_sentencepiece(inputs, vocab_size, out, num_threads=threads)
     print(f"{out}: {tokenizer.vocab_size} pieces, digest {tokenizer.digest[:12]}")
+
+
+@tokenizer_app.command("train-image")
+def train_image(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="YAML of an image-tokenizer run.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override values.")] = None,
+    ranks: Annotated[int, typer.Option(help="Processes to fork on this machine.")] = 1,
+) -> None:
+    """Train a VQ image tokenizer by the same loop; its frozen directory lies in the run directory."""
+    from janus_mega.cli.ranks import on_ranks, started_world_size
+    from janus_mega.config.load import load_config
+    from janus_mega.config.schema import TokenizerRunConfig
+    from janus_mega.config.validate import validate_tokenizer_run
+
+    config = load_config(TokenizerRunConfig, file, overrides or []).config
+    validate_tokenizer_run(config, started_world_size(ranks))
+
+    from janus_mega.train.image_tokenizer import TOKENIZER_DIR, train_image_tokenizer
+
+    on_ranks(train_image_tokenizer, config, ranks, config.parallel.torch_threads)
+    print(Path(config.run_dir) / TOKENIZER_DIR)

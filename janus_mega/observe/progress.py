@@ -73,6 +73,13 @@ class Progress:
         elif self._enabled and time.monotonic() - self._last_line_s >= self._seconds_between_lines:
             self._write_line()
 
+    def reach(self, done: int, total: int) -> None:
+        """Reports that `done` of `total` units are done: for work that learns its total as it goes."""
+        self._total = total
+        if self._bar is not None:
+            self._bar.update(self._task, total=total)
+        self.advance(done - self._done)
+
     def _write_line(self) -> None:
         now_s = time.monotonic()
         self._last_line_s = now_s

@@ -33,6 +33,20 @@ def test_a_log_gets_lines_with_time_left(monkeypatch):
     assert "\x1b" not in stream.getvalue()
 
 
+def test_a_total_may_be_learned_on_the_way(monkeypatch):
+    time, stream = Clock(), io.StringIO()
+    monkeypatch.setattr(module, "time", time)
+    with Progress("shards", total=0, stream=stream) as progress:
+        time.now_s += 10
+        progress.reach(5, 20)
+        time.now_s += 5
+        progress.reach(20, 20)
+    assert stream.getvalue().splitlines() == [
+        "shards: 5/20 (25 %), 0:30 left",
+        "shards: 20/20 (100 %), took 0:15",
+    ]
+
+
 def test_short_work_is_silent_in_a_log():
     stream = io.StringIO()
     with Progress("blink", total=3, stream=stream) as progress:
