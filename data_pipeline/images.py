@@ -10,6 +10,7 @@ before anything is decoded. Resizing is Pillow's bicubic filter, which averages 
 
 import io
 import struct
+import warnings
 
 import numpy as np
 import simplejpeg
@@ -60,7 +61,11 @@ def decode_image(content: bytes) -> np.ndarray:
         except ValueError:
             pass  # CMYK and harmless oddities: Pillow decides
     try:
-        with Image.open(io.BytesIO(content), formats=tuple(_FORMATS)) as picture:
+        with warnings.catch_warnings():
+            # Pillow warns of sizes that the next line refuses.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(content), formats=tuple(_FORMATS))
+        with picture:
             _check_pixels(*picture.size)
             return np.asarray(picture.convert("RGB"))
     except ImageError:

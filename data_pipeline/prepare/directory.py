@@ -67,11 +67,11 @@ class ShardDirectory:
             return
         if (path / _SETTINGS_NAME).exists():
             self._check_settings(json.loads((path / _SETTINGS_NAME).read_bytes()))
-        elif any(path.iterdir()):
+        elif any(entry.name != f"{_SETTINGS_NAME}.tmp" for entry in path.iterdir()):
             raise UserError(f"{path}: the output directory is not empty and holds no shards; give a new directory")
+        write_aside(path / _SETTINGS_NAME, json.dumps(settings, sort_keys=True).encode())
         for name in ("parts", "shards", "index"):
             (path / name).mkdir(exist_ok=True)
-        write_aside(path / _SETTINGS_NAME, json.dumps(settings, sort_keys=True).encode())
 
     def _check_settings(self, made_with: dict[str, Any]) -> None:
         wanted = json.loads(json.dumps(self.settings))

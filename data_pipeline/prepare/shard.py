@@ -105,8 +105,10 @@ class ShardWriter:
         return np.array(rows, ROW_DTYPE), images
 
     def abandon(self) -> None:
-        """Drops what was written."""
-        self._stream.close()
+        """Drops what was written, unless it has been finished."""
+        if not self._stream.closed:
+            self._tar.close()
+            self._stream.close()
         self._aside.unlink(missing_ok=True)
 
     def _index_row(

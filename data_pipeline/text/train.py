@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import write_aside
@@ -78,8 +79,16 @@ def train_sentencepiece(
             "change vocab_size or give more text"
         ) from error
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(out, model.getvalue())
+    write_aside(out, _without_threads(model.getvalue()))
     return SentencePieceTokenizer(out)
+
+
+def _without_threads(model: bytes) -> bytes:
+    """The model with the one setting reset that says how it was trained and not what it is."""
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(model)
+    proto.trainer_spec.ClearField("num_threads")
+    return proto.SerializeToString(deterministic=True)
 
 
 def _lines(inputs: list[Path]) -> Iterator[str]:
