@@ -133,12 +133,11 @@ def generate(
     seed: Annotated[int, typer.Option(help="Fixes every draw.")] = 0,
 ) -> None:
     """Draw captions, answer a question about pictures, or continue a text."""
-    from janus_mega.cli.generation import draw_captions, write_answer
-    from janus_mega.cli.paths import checkpoint_at
-
     if bool(caption) + bool(question) + bool(beginning) != 1:
         raise UserError("generate needs exactly one of --caption, --question and --beginning; give one of them")
 
+    from janus_mega.cli.generation import draw_captions, write_answer
+    from janus_mega.cli.paths import checkpoint_at
     from janus_mega.infer.model import load_trained
 
     model = load_trained(checkpoint_at(checkpoint))
