@@ -42,6 +42,7 @@ from janus_mega.parallel.slices import Box, Slice, check_coverage
 
 _log = logging.getLogger(__name__)
 _STEP_DIR = re.compile(r"step-(\d{8,})(?:-(\d+))?")
+_ASIDE = ".aside-step-"
 _TRASH = ".trash-"
 
 
@@ -81,7 +82,7 @@ def save_checkpoint(
         OSError: writing failed; nothing was published.
     """
     root = Path(root)
-    aside = root / f".aside-step-{state.step:08d}"
+    aside = root / f"{_ASIDE}{state.step:08d}"
     failure: Exception | None = None
     phases = (
         lambda: _open_aside(root, aside) if rank == 0 else None,
@@ -104,8 +105,8 @@ def save_checkpoint(
 
 def _open_aside(root: Path, aside: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
-    if aside.exists():
-        shutil.rmtree(aside)
+    for left_over in root.glob(f"{_ASIDE}*"):  # of saves that were killed
+        shutil.rmtree(left_over)
     aside.mkdir()
 
 

@@ -15,12 +15,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from data_pipeline.dialogue import SpecialIds
 from data_pipeline.spec import Template
+from janus_mega.checkpoint.hf_config import check_expressible, model_config
 from janus_mega.checkpoint.hf_export import export_hf
+from janus_mega.checkpoint.hf_model import expected_shapes
+from janus_mega.checkpoint.hf_names import HF_ROWS, IMAGE_TOKENIZER_PREFIX
+from janus_mega.checkpoint.name_map import convert, plan_import
+from janus_mega.checkpoint.trained import heads_of
+from janus_mega.config.load import load_section
+from janus_mega.config.schema import LossConfig, ModelConfig, ParallelConfig, RunConfig
 from janus_mega.infer.model import load_trained
-from janus_mega.infer.packed import PackedModel
 from janus_mega.infer.verify import Probes, verify_export
+from janus_mega.models.janus import build_chunk
+from janus_mega.models.sharding import sharded_parameters
 from janus_mega.parallel.groups import build_groups
+from janus_mega.train.training_logits import TrainingLogits
 from tests.support.documents import make_documents, random_images
 from tests.support.ranks import import_what_ranks_need, results_of_ranks
 from tests.support.trained import make_checkpoint
@@ -41,9 +51,9 @@ def verify_all(checkpoint: Path, exports: list[Path], with_greedy: bool) -> list
     """Runs in a rank: `verify_export` of each directory against the packed training model."""
     groups = build_groups(1, 1)
     ours = load_trained(checkpoint)
-    packed = PackedModel(ours.trained, groups)
+    packed = TrainingLogits(ours.trained, groups)
     documents = make_documents(ours.dialogue) + make_documents(ours.dialogue, seed=1)
-    assert sum(len(document.input_ids) for document in documents[:2]) < packed.seq_len  # shared rows
+    assert sum(len(document.input_ids) for document in documents[:2]) < ours.trained.config.data.seq_len  # shared rows
     probes = Probes(documents)
     if with_greedy:
         questions = [("What do you see?", random_images(2, 16)), ("Who?", []), ("Which?", random_images(1, 16, 3))]
@@ -164,3 +174,32 @@ def test_planted_faults_of_generation_are_seen(tmp_path: Path) -> None:
     found = results_of_ranks(verify_all, 1, checkpoint, exports, True)[0]
     for (name, (verdict, _)), check in zip(plants.items(), found, strict=True):
         assert check[verdict] is False, name
+
+
+MODELS = sorted(path.name for path in (Path(__file__).resolve().parents[2] / "configs" / "model").glob("*.yaml"))
+
+
+def trained_shapes(models: list[ModelConfig]) -> list[dict[str, list[int]]]:
+    """Runs in a rank: names and shapes of the training model on the meta device."""
+    layout = build_groups(1, 1).layout
+    found = []
+    for model in models:
+        chunk = build_chunk(model, ParallelConfig(), LossConfig(), layout)
+        shards = sharded_parameters(chunk, layout, model.backbone.num_layers)
+        found.append({shard.name: list(shard.global_shape) for shard in shards})
+    return found
+
+
+def test_every_model_config_has_the_tensors_that_transformers_expects() -> None:
+    models: list[ModelConfig] = [load_section(RunConfig, "model", f"model/{name}") for name in MODELS]
+    assert len(models) >= 4
+    for model, ours in zip(models, results_of_ranks(trained_shapes, 1, models)[0], strict=True):
+        check_expressible(model)
+        theirs = expected_shapes(model_config(model, SpecialIds(1, 2, 3, 4, 5, 6)))
+
+        def read(name: str, theirs: dict[str, tuple[int, ...]] = theirs) -> torch.Tensor:
+            return torch.empty(theirs[name], device="meta")
+
+        mapped = dict(convert(plan_import(HF_ROWS, theirs), read, heads_of(model)))
+        shapes = {name: list(x.shape) for name, x in mapped.items() if not name.startswith(IMAGE_TOKENIZER_PREFIX)}
+        assert shapes == ours

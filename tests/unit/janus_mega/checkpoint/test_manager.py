@@ -233,7 +233,8 @@ def test_retention_keeps_the_newest_whole_ones(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_killed_save_are_ignored_and_replaced(tmp_path: Path) -> None:
-    (tmp_path / ".aside-step-00000001").mkdir()
+    for step in (1, 7):
+        (tmp_path / f".aside-step-{step:08d}").mkdir()
     (tmp_path / ".aside-step-00000001" / rank_file(0)).write_bytes(b"half")
     assert find_latest(tmp_path) is None
     assert find_latest(save_one(tmp_path, 1).parent) == tmp_path / "step-00000001"
