@@ -25,8 +25,6 @@ NUM_DIGITS = 10
 
 CAPTIONS = ("{}", "the digit {}", "a handwritten {}", "the number {} written by hand", "a picture of the digit {}")
 """Phrasings that ask for a picture."""
-DESCRIPTIONS = (" {}", " the digit {}", " a handwritten {}")
-"""Phrasings that describe a picture which stands before them."""
 QUESTIONS = ("What digit is this?", "Which number is shown?", "Read the digit.", "What is written here?")
 """Phrasings of the one question whose answer is the digit's word."""
 
@@ -95,19 +93,17 @@ def difference_segments(left_path: str, right_path: str, answer: str) -> list[di
 
 
 def caption_records(labels: np.ndarray, paths: list[str]) -> Iterator[dict[str, Any]]:
-    """Caption-and-picture records: every picture under every phrasing."""
-    for number, phrasing in enumerate(CAPTIONS):
-        for picture, (path, label) in enumerate(zip(paths, labels, strict=True)):
-            caption = phrasing.format(DIGIT_WORDS[label])
-            yield {"id": f"caption-{number}-{picture:05d}", "image": path, "caption": caption}
+    """Pictures with all their captions."""
+    for picture, (path, label) in enumerate(zip(paths, labels, strict=True)):
+        captions = [phrasing.format(DIGIT_WORDS[label]) for phrasing in CAPTIONS]
+        yield {"id": f"captions-{picture:05d}", "image": path, "captions": captions}
 
 
 def description_records(labels: np.ndarray, paths: list[str]) -> Iterator[dict[str, Any]]:
-    """One picture and its description: every picture under every phrasing."""
-    for number, phrasing in enumerate(DESCRIPTIONS):
-        for picture, (path, label) in enumerate(zip(paths, labels, strict=True)):
-            segments = [{"image": path}, {"text": phrasing.format(DIGIT_WORDS[label])}]
-            yield {"id": f"description-{number}-{picture:05d}", "segments": segments}
+    """One picture and its word: what understanding begins with."""
+    for picture, (path, label) in enumerate(zip(paths, labels, strict=True)):
+        segments = [{"image": path}, {"text": f" {DIGIT_WORDS[label]}"}]
+        yield {"id": f"description-{picture:05d}", "segments": segments}
 
 
 def question_records(labels: np.ndarray, paths: list[str]) -> Iterator[dict[str, Any]]:

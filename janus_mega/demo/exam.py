@@ -12,6 +12,8 @@ from janus_mega.infer.model import InferenceModel
 
 SEEN, UNSEEN = "seen pair", "unseen pair"
 """Groups of the pair reading."""
+BELOW_ZERO, NOT_BELOW_ZERO = "below zero", "zero or above"
+"""Groups of the differences."""
 ANSWER_TOKENS = 12
 """More than any right answer needs."""
 
@@ -54,7 +56,7 @@ def difference_items(
     for uid, left, right in _couples(labels, repeats, [seed, 12]):
         first, second = as_rgb(pictures[[left, right]])
         wanted = digits.difference_words(int(labels[left]), int(labels[right]))
-        group = "below zero" if labels[left] < labels[right] else "zero or above"
+        group = BELOW_ZERO if labels[left] < labels[right] else NOT_BELOW_ZERO
         prompt = model.beginning([first, " minus", second, " equals"])
         items.append(ReadingItem(f"difference-{uid}", prompt, wanted, group))
     return items

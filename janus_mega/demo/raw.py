@@ -3,7 +3,7 @@
     pictures/train/, pictures/held_out/   00000.png ...
     prose_train.jsonl, prose_held_out.jsonl              {"id", "text"}
     descriptions.jsonl, questions.jsonl, pairs.jsonl, differences.jsonl    interleaved documents
-    captions.jsonl                                       {"id", "image", "caption"}
+    captions.jsonl                                       {"id", "image", "captions"}
     labels.json                                          the digit of every picture, for judges alone
 
 Only `labels.json` and pictures/held_out know of held-out digits. The directory is complete or absent.
@@ -46,10 +46,10 @@ class RawData:
 def write_raw(
     root: Path, side: int, counts: digits.RecordCounts, seed: int = 0, progress: Progress | None = None
 ) -> RawData:
-    """Writes the raw directory, unless it stands already, and returns its content.
+    """Writes the raw directory and returns its content.
 
     Args:
-        root: Directory to create; `<root>.tmp` beside it is used meanwhile.
+        root: Directory to create, which must not exist; `<root>.tmp` beside it is used meanwhile.
         side: Side of the pictures, pixels.
         progress: Called with (files done, files in all).
     """
@@ -57,8 +57,6 @@ def write_raw(
     data = RawData(
         root, digits.enlarge(train.small, side), train.labels, digits.enlarge(held_out.small, side), held_out.labels
     )
-    if root.is_dir():
-        return data
     aside = root.with_name(root.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)
     for directory in ("train", "held_out"):
@@ -70,6 +68,27 @@ def write_raw(
             progress(number, len(tasks))
     aside.rename(root)
     return data
+
+
+def read_raw(root: Path) -> RawData:
+    """The pictures and labels of a raw directory, as they were written."""
+    labels = json.loads((root / "labels.json").read_text(encoding="utf-8"))
+    pictures = {
+        directory: np.stack(
+            [
+                np.asarray(Image.open(root / picture_name(directory, number)).convert("L"))
+                for number in range(len(labels[directory]))
+            ]
+        )
+        for directory in ("train", "held_out")
+    }
+    return RawData(
+        root,
+        pictures["train"],
+        np.array(labels["train"], np.int64),
+        pictures["held_out"],
+        np.array(labels["held_out"], np.int64),
+    )
 
 
 def picture_name(directory: str, number: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.schema import Document, LabelHead
+from data_pipeline.stream.assemble import cut_document
 from janus_mega.evaluate import metrics
 from janus_mega.evaluate.bigram import BigramModel
 from janus_mega.evaluate.judges import DigitJudge, coverage_score
@@ -193,13 +194,18 @@ class TextFigures:
 
 
 def score_text(
-    model: InferenceModel, documents: Sequence[Document], bigram: BigramModel, on_done: OnDone = ignore
+    model: InferenceModel, documents: Sequence[Document], bigram: BigramModel, seq_len: int, on_done: OnDone = ignore
 ) -> TextFigures:
-    """Both predict every token after bos, eos included; bytes are those of the text without special tokens."""
+    """Both predict every token after bos, eos included; bytes are those of the text without special tokens.
+
+    The model reads at most seq_len tokens at a time, as in training: a longer document continues in a piece that
+    begins with the last token of the piece before, so that every token is predicted once.
+    """
     for document in documents:
         if (document.label_head[:-1] != LabelHead.text).any():
             raise ValueError("text documents must be trained on at every position but the last")
-    log_probs = model.label_log_probs(documents, on_done=on_done)
+    pieces = [piece for document in documents for piece in _pieces(document, seq_len)]
+    log_probs = model.label_log_probs(pieces, on_done=on_done)
     num_bytes = sum(len(model.tokenizer.decode(document.input_ids).encode()) for document in documents)
     model_nats = -sum(float(values.double().sum()) for values in log_probs)
     bigram_nats = sum(bigram.nats(document.input_ids) for document in documents)
@@ -210,3 +216,10 @@ def score_text(
         sum(len(values) for values in log_probs),
         num_bytes,
     )
+
+
+def _pieces(document: Document, seq_len: int) -> Iterator[Document]:
+    """The document in pieces of at most seq_len tokens that share one token at each border."""
+    length = len(document.input_ids)
+    for start in range(0, max(length - 1, 1), seq_len - 1):
+        yield cut_document(document, start, min(start + seq_len, length))

@@ -46,7 +46,9 @@ class ScriptedModel:
         return chosen[:, None].astype(np.uint16), np.repeat(self.pictures[chosen][:, None], 3, axis=1)
 
     def label_log_probs(self, documents: Sequence[Document], *, on_done: Any) -> list[torch.Tensor]:
-        return [torch.full((len(document.input_ids) - 1,), float(np.log(0.25))) for document in documents]
+        self.scored = documents
+        labels = [int((document.label_head != LabelHead.none).sum()) for document in documents]
+        return [torch.full((count,), float(np.log(0.25))) for count in labels]
 
 
 def text_document(ids: list[int]) -> Document:
@@ -98,15 +100,26 @@ def test_guidance_is_chosen_by_both_judges_and_drawings_leave_records():
 def test_text_is_scored_by_both_over_the_same_bytes():
     documents = [text_document([0, 3, 4, 1]), text_document([0, 3, 1])]
     bigram = BigramModel([document.input_ids for document in documents], 5)
-    figures = suites.score_text(ScriptedModel(), documents, bigram)
+    figures = suites.score_text(ScriptedModel(), documents, bigram, seq_len=8)
     assert (figures.num_documents, figures.num_tokens, figures.num_bytes) == (2, 5, 3)
     assert figures.model_bpb == pytest.approx(5 * 2 / 3)
     expected = sum(bigram.nats(document.input_ids) for document in documents) / np.log(2) / 3
     assert figures.bigram_bpb == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("length", [3, 7, 8, 9, 15, 16, 30])
+def test_long_documents_are_cut_so_that_every_token_is_predicted_once(length):
+    document = text_document(list(range(length)))
+    model = ScriptedModel()
+    figures = suites.score_text(model, [document], BigramModel([document.input_ids], 50), seq_len=8)
+    assert figures.num_tokens == length - 1
+    assert max(len(piece.input_ids) for piece in model.scored) <= 8
+    predicted = [label for piece in model.scored for label in piece.labels[piece.label_head != LabelHead.none]]
+    assert predicted == list(range(1, length))
+
+
 def test_documents_that_are_not_all_text_are_refused():
     document = text_document([0, 3, 4, 1])
     document.label_head[1] = LabelHead.none
     with pytest.raises(ValueError, match="every position"):
-        suites.score_text(ScriptedModel(), [document], BigramModel([document.input_ids], 5))
+        suites.score_text(ScriptedModel(), [document], BigramModel([document.input_ids], 5), seq_len=8)
