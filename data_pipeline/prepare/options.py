@@ -26,6 +26,8 @@ class PrepareOptions:
     """Samples per block record (text and t2i)."""
     encode_batch_size: int = 64
     """Pictures handed to the image tokenizer at a time (t2i)."""
+    max_document_tokens: int = 0
+    """Longer texts become several documents (text); 0 keeps them whole and leaves cutting to the plan."""
     on_bad: OnBad = OnBad.error
     """What becomes of a broken record."""
 

@@ -1,7 +1,8 @@
 """Text documents to block records of ids: `{"text": ...}` lines and plain text files."""
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from data_pipeline.prepare.records import RawRecord, text_field
 from data_pipeline.prepare.run import run_prepare
 from data_pipeline.prepare.shard import FlatIds, ShardWriter, identity_hashes, npy_bytes, token_dtype
 from data_pipeline.text.interface import TextTokenizer
+
+_BORDERS = (re.compile(r"(?<=\n\n)"), re.compile(r"(?<=\n)"))
+"""After a paragraph, after a line."""
 
 
 def prepare_text(
@@ -23,7 +27,8 @@ def prepare_text(
 ) -> PrepareReport:
     """Writes shards of kind text; continues where an earlier call was stopped.
 
-    Every text is one document, however long: the plan cuts documents into rows. Empty texts are counted and left out.
+    Every text is one document, however long (the plan cuts what exceeds a row), unless options.max_document_tokens
+    says otherwise. Empty texts are counted and left out.
 
     Raises:
         UserError: Bad input, or a directory that holds something else.
@@ -38,6 +43,7 @@ class _TextPreparer:
     def __init__(self, tokenizer: TextTokenizer, options: PrepareOptions) -> None:
         self._tokenizer = tokenizer
         self._record_size = options.record_size
+        self._max_tokens = options.max_document_tokens
         self.facts = Facts(
             kind="text",
             text_tokenizer=tokenizer.digest,
@@ -49,19 +55,24 @@ class _TextPreparer:
 
     def settings(self) -> dict[str, Any]:
         """What the bytes depend on."""
-        return {"text_tokenizer": self._tokenizer.digest, "record_size": self._record_size}
+        return {
+            "text_tokenizer": self._tokenizer.digest,
+            "record_size": self._record_size,
+            "max_document_tokens": self._max_tokens,
+        }
 
     def add(self, record: RawRecord, writer: ShardWriter) -> None:
-        """Adds one document."""
+        """Adds one document, or the pieces of a long one."""
         fields = record.fields()
-        ids = self._tokenizer.encode(text_field(fields, "text"))
-        if not ids:
+        text, identity = text_field(fields, "text"), record.identity(fields)
+        if not text:
             writer.rejects["empty_text"] += 1
             return
-        self._documents.append(ids)
-        self._names.append(record.identity(fields))
-        if len(self._documents) == self._record_size:
-            self.end_shard(writer)
+        for number, ids in enumerate(cut_text(text, self._tokenizer, self._max_tokens)):
+            self._documents.append(ids)
+            self._names.append(f"{identity}#{number}" if number else identity)
+            if len(self._documents) == self._record_size:
+                self.end_shard(writer)
 
     def end_shard(self, writer: ShardWriter) -> None:
         """Writes the record at hand."""
@@ -77,3 +88,32 @@ class _TextPreparer:
         }
         writer.add_record(writer.record_key(), members, ids, [])
         self._documents, self._names = [], []
+
+
+def cut_text(text: str, tokenizer: TextTokenizer, max_tokens: int) -> list[list[int]]:
+    """Ids of a text in pieces of at most max_tokens (0: one piece): between paragraphs, else lines, else anywhere."""
+    ids = tokenizer.encode(text)
+    if not max_tokens or len(ids) <= max_tokens:
+        return [ids]
+    pieces: list[list[int]] = [[]]
+    for unit in _units(text, tokenizer, max_tokens, _BORDERS):
+        if len(pieces[-1]) + len(unit) > max_tokens:
+            pieces.append([])
+        pieces[-1] += unit
+    return [piece for piece in pieces if piece]
+
+
+def _units(
+    text: str, tokenizer: TextTokenizer, max_tokens: int, borders: tuple[re.Pattern[str], ...]
+) -> Iterator[list[int]]:
+    """Stretches that stay together: paragraphs, the lines of those that are too long, runs of ids of longer lines."""
+    if not borders:
+        ids = tokenizer.encode(text)
+        yield from (ids[start : start + max_tokens] for start in range(0, len(ids), max_tokens))
+        return
+    for part in borders[0].split(text):
+        ids = tokenizer.encode(part)
+        if len(ids) <= max_tokens:
+            yield ids
+        else:
+            yield from _units(part, tokenizer, max_tokens, borders[1:])

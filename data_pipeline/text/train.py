@@ -85,7 +85,7 @@ def train_sentencepiece(
 
 def _without_threads(model: bytes) -> bytes:
     """The model with the one setting reset that says how it was trained and not what it is."""
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString(model)
     proto.trainer_spec.ClearField("num_threads")
     return proto.SerializeToString(deterministic=True)

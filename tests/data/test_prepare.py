@@ -149,6 +149,24 @@ def test_large_vocabularies_are_stored_in_four_bytes(tmp_path, raw, tokenizer, m
     assert tokenizer.decode(SampleReader(source, GEOMETRY).read(17).caption_ids) == " white, plainly"
 
 
+@pytest.mark.parametrize("limit", [4, 13, 30])
+def test_long_texts_are_cut_at_paragraphs_then_lines(tmp_path, tokenizer, limit):
+    text = "one two\n\nthree four five\nsix seven\n\n" + "eight nine ten " * 9 + "\nend"
+    path = write_jsonl(tmp_path / "r.jsonl", [{"id": "a", "text": text}, {"text": "short"}])
+    options = PrepareOptions(record_size=2, max_document_tokens=limit)
+    prepare("text", path, tmp_path / "out", tokenizer, options)
+    source = open_source(tmp_path / "out")
+    reader = SampleReader(source, GEOMETRY)
+    pieces = [reader.read(i).segments[0].text_ids for i in range(len(source))]
+    assert max(map(len, pieces)) <= limit < sum(map(len, pieces))
+    texts = [tokenizer.decode(piece) for piece in pieces]
+    assert "".join(texts) == text + "short"
+    if limit >= len(tokenizer.encode("three four five\nsix seven\n\n")):
+        assert texts[0].endswith("six seven\n\n"), "the border of a paragraph was not used"
+    elif limit >= len(tokenizer.encode("three four five\n")):
+        assert "three four five\n" in texts, "a line that fits was cut"
+
+
 # ---- the tars are ordinary WebDatasets -------------------------------------------------------------------------------
 
 
