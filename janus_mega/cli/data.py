@@ -67,6 +67,22 @@ def prepare(
 
 
 @data_app.command()
+def inspect(
+    source: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="A directory of shards.")],
+    examples: Annotated[int, typer.Option(help="Samples to show.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Tell what a directory of shards holds, from its manifest and index."""
+    import json
+
+    from data_pipeline.inspection import inspect_source, inspection_lines
+
+    found = inspect_source(source, examples)
+    for line in [json.dumps(found, indent=2)] if as_json else inspection_lines(found):
+        print(line)
+
+
+@data_app.command()
 def plan(
     file: Annotated[str, typer.Argument(metavar="FILE", help="YAML of a run: a path, or a name under configs/.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override values.")] = None,

@@ -16,6 +16,7 @@ from janus_mega.cli.data import data_app
 from janus_mega.cli.tokenizer import tokenizer_app
 
 USER_ERROR_CODE = 2
+DEMO_DIR = Path("runs/demo")
 
 ConfigFile = Annotated[str, typer.Argument(metavar="FILE", help="YAML of a run: a path, or a name under configs/.")]
 Checkpoint = Annotated[
@@ -59,6 +60,25 @@ def top(
     ] = False,
 ) -> None:
     """Options of the command itself."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory of the run; an earlier demo there is replaced.")] = DEMO_DIR,
+    short: Annotated[bool, typer.Option("--short", help="A few steps only, to see that every part works.")] = False,
+    seed: Annotated[int, typer.Option(help="Of documents, pairs and questions.")] = 0,
+) -> None:
+    """Train, judge and export a small Janus on real handwritten digits."""
+    from rich.console import Console
+
+    from janus_mega.demo.run import run_demo
+    from janus_mega.observe.log import setup_logging
+
+    setup_logging()
+    result = run_demo(out, short=short, seed=seed)
+    Console().print(result.table)
+    print(f"{result.num_missed} targets missed{' (a short run trains too little to meet them)' if short else ''}")
+    print(result.report_html)
 
 
 @app.command()

@@ -136,6 +136,12 @@ def test_the_plan_is_told_before_anything_runs(run, shards):
     assert "padding" in run("data", "plan", "run/tiny_cpu.yaml", *OVERRIDES)
 
 
+@pytest.mark.parametrize(("source", "kind"), [("text", "text"), ("und", "interleaved"), ("gen", "t2i")])
+def test_shards_can_be_looked_into(run, shards, source, kind):
+    assert json.loads(run("data", "inspect", f"shards/{source}", "--json"))["kind"] == kind
+    assert f"{kind} (janus-shards/1)" in run("data", "inspect", f"shards/{source}")
+
+
 @pytest.mark.timeout(300)
 def test_training_leaves_a_run_directory(run, place, trained):
     assert len((place / "run" / "metrics.jsonl").read_text().splitlines()) == 2
