@@ -1,20 +1,45 @@
-"""Runs the tiny workload in some layout and tells what the parity tests compare."""
+"""Runs the tiny workload in some layout, as it is or with something changed, and tells what tests compare."""
 
-import pickle
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from janus_mega.config.schema import Module, ParallelConfig
+from janus_mega.config.schema import ModelConfig, Module, ParallelConfig
 from janus_mega.engine.state import moment_slices, weight_slices
-from janus_mega.parallel.forked import run_ranks
 from janus_mega.parallel.groups import build_groups
 from janus_mega.parallel.slices import Slice, assemble_all
 from janus_mega.train.run import build_engine
+from tests.support.ranks import import_what_ranks_need, results_of_ranks
 from tests.support.tiny import TinyWorkload, tiny_recipe
+
+import_what_ranks_need()
+
+NUM_STEPS = 5
+WEIGHT_STEPS = 3
+BARS = {
+    "loss": 5e-6,  # measured worst 1.4e-7
+    "norm": 1e-5,  # measured worst 2e-7
+    "gradients": 1e-5,  # measured worst 5e-7
+    "weights": 1e-5,  # measured worst 3e-6
+}
+"""What `compare` may find between two fp32 layouts; measured over all layouts of test_layouts."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is different in a run besides its layout."""
+
+    model: ModelConfig | None = None
+    num_steps: int = NUM_STEPS
+    patch: Callable[[], None] | None = None
+    """Called in every rank before anything is built: takes a remedy away."""
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    timeout_s: float = 120.0
 
 
 @dataclass
@@ -26,49 +51,49 @@ class LayoutRun:
     gradients: dict[str, Tensor] = field(default_factory=dict)
     """exp_avg after one update: (1 - beta1) times the clipped gradient."""
     weights: dict[str, Tensor] = field(default_factory=dict)
-    """After WEIGHT_STEPS updates."""
+    """After WEIGHT_STEPS updates (or the last)."""
 
 
-NUM_STEPS = 5
-WEIGHT_STEPS = 3
+AS_IT_IS = Variant()
 
 
 def run_layout(
-    tmp_path: Path, world_size: int, parallel: ParallelConfig, trainable: tuple[Module, ...], **optimizer: float
+    tmp_path: Path,
+    world_size: int,
+    parallel: ParallelConfig,
+    trainable: tuple[Module, ...],
+    variant: Variant = AS_IT_IS,
 ) -> LayoutRun:
-    """Trains NUM_STEPS steps in forked ranks and gathers what they saw."""
-    run_ranks(_train, world_size, tmp_path, parallel, trainable, optimizer, timeout_s=120)
-    losses, norms = pickle.loads((tmp_path / "steps").read_bytes())  # written by our own ranks a moment ago
-    parts = [torch.load(path, weights_only=True) for path in sorted(tmp_path.glob("slices-*"))]
+    """Trains in forked ranks and gathers what they saw."""
+    ranks = results_of_ranks(_train, world_size, tmp_path, parallel, trainable, variant, timeout_s=variant.timeout_s)
     gather = {
-        key: assemble_all(Slice(*piece) for part in parts for piece in part[key]) for key in ("gradients", "weights")
+        key: assemble_all(Slice(*piece) for rank in ranks for piece in rank[key]) for key in ("gradients", "weights")
     }
-    return LayoutRun(losses, norms, **gather)
+    return LayoutRun(ranks[0]["losses"], ranks[0]["grad_norms"], **gather)
 
 
 def _train(
-    tmp_path: Path, parallel: ParallelConfig, trainable: tuple[Module, ...], optimizer: dict[str, float]
-) -> None:
+    tmp_path: Path, parallel: ParallelConfig, trainable: tuple[Module, ...], variant: Variant
+) -> dict[str, list[Any]]:
+    if variant.patch:
+        variant.patch()
     groups = build_groups(parallel.tp_size, parallel.pp_size)
-    workload = TinyWorkload(trainable, parallel)
-    engine, shards = build_engine(workload, tiny_recipe(tmp_path, parallel, NUM_STEPS, **optimizer), groups)
+    workload = TinyWorkload(trainable, parallel, variant.model)
+    recipe = tiny_recipe(tmp_path, parallel, variant.num_steps, **variant.optimizer)
+    engine, shards = build_engine(workload, recipe, groups)
     layout = groups.layout
-    found: dict[str, list] = {}
-    losses, norms = [], []
-    for step, batches in enumerate(workload.batches(layout.dp_rank, layout.dp_size, 0, NUM_STEPS), start=1):
+    found: dict[str, list[Any]] = {"losses": [], "grad_norms": []}
+    for step, batches in enumerate(workload.batches(layout.dp_rank, layout.dp_size, 0, variant.num_steps), start=1):
         counts = torch.stack([workload.count_labels(batch) for batch in batches]).sum(0)
         result = engine.train_step([workload.place(batch, groups) for batch in batches], counts, lr=1e-3)
-        losses.append(result.loss)
-        norms.append(result.grad_norm)
+        found["losses"].append(result.loss)
+        found["grad_norms"].append(result.grad_norm)
         if step == 1:
             moments = (piece for piece in moment_slices(engine, shards) if piece.name.startswith("optimizer.exp_avg/"))
             found["gradients"] = [_plain(piece) for piece in moments]
-        if step == WEIGHT_STEPS:
+        if step == min(WEIGHT_STEPS, variant.num_steps):
             found["weights"] = [_plain(piece) for piece in weight_slices(engine, shards)]
-    torch.save(found, tmp_path / f"slices-{layout.rank}")
-    if layout.rank == 0:
-        (tmp_path / "steps").write_bytes(pickle.dumps((losses, norms)))
-    dist.barrier()
+    return found
 
 
 def _plain(piece: Slice) -> tuple[str, tuple[int, ...], tuple[int, ...], Tensor]:
@@ -80,17 +105,38 @@ KEY_BIAS = "k_proj.bias"
 computed is rounding, and AdamW makes full-sized steps of it. They are left out of the comparison by name."""
 
 
+def compare(run: LayoutRun, expected: LayoutRun) -> dict[str, float]:
+    """Relative differences by the keys of BARS, the worst over steps and tensors; a run may be shorter than expected,
+    weights are then left out."""
+    num_steps = len(run.losses)
+    figures = {
+        "loss": step_difference(run.losses, expected.losses[:num_steps]),
+        "norm": step_difference(run.grad_norms, expected.grad_norms[:num_steps]),
+        "gradients": difference(run.gradients, expected.gradients),
+    }
+    if num_steps >= WEIGHT_STEPS:
+        figures["weights"] = difference(run.weights, expected.weights)
+    return figures
+
+
+def over_bar(figures: dict[str, float]) -> float:
+    """How many times the bar the worst figure is."""
+    return max(value / BARS[key] for key, value in figures.items())
+
+
 def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """Largest over tensors of |difference| / |expected| (Frobenius); names must agree."""
     assert found.keys() == expected.keys()
-    worst = 0.0
-    for name, tensor in expected.items():
-        if not name.endswith(KEY_BIAS):
-            size = tensor.norm().item()
-            worst = max(worst, (found[name] - tensor).norm().item() / (size or 1.0))
-    return worst
+    names = [name for name in expected if not name.endswith(KEY_BIAS)]
+    return _worst(((found[name] - expected[name]).norm().item(), expected[name].norm().item()) for name in names)
 
 
 def step_difference(found: list[float], expected: list[float]) -> float:
     """Largest relative difference over steps (an expected zero, as in text-only steps of stage I, must be met)."""
-    return max(abs(a - b) / (abs(b) or 1.0) for a, b in zip(found, expected, strict=True))
+    return _worst((abs(a - b), abs(b)) for a, b in zip(found, expected, strict=True))
+
+
+def _worst(differences: Iterable[tuple[float, float]]) -> float:
+    """Largest ratio of (difference, size) pairs; infinite if one is not a number, which `max` alone would pass over."""
+    ratios = [distance / (size or 1.0) for distance, size in differences]
+    return math.inf if any(math.isnan(ratio) for ratio in ratios) else max(ratios)

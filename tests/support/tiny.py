@@ -192,7 +192,7 @@ class TinyWorkload:
 
 
 def tiny_recipe(run_dir: Path, parallel: ParallelConfig, last_step: int, **optimizer: Any) -> Recipe:
-    """AdamW with weight decay and clipping, constant rate."""
+    """AdamW with weight decay, constant rate, and clipping at a norm that every step with gradients exceeds."""
     return Recipe(
         name="tiny",
         run_dir=run_dir,
@@ -201,7 +201,7 @@ def tiny_recipe(run_dir: Path, parallel: ParallelConfig, last_step: int, **optim
         global_batch_size=8,
         init_from="",
         parallel=parallel,
-        optimizer=OptimizerConfig(**{"lr": 1e-3, "weight_decay": 0.1, **optimizer}),
+        optimizer=OptimizerConfig(**{"lr": 1e-3, "weight_decay": 0.1, "clip_grad_norm": 0.1, **optimizer}),
         logging=LoggingConfig(log_every=1, tensorboard=False),
         checkpoint=CheckpointConfig(),
     )
