@@ -89,7 +89,8 @@ class DataSpec:
     num_workers: int = 0
     """Loader processes per rank; 0 reads in the training process. Never changes what is read."""
     window_rows: int = 1024
-    """Rows planned at a time: mixture and packing are exact within a window."""
+    """Rows planned at a time: mixture and packing are exact within a window. More rows leave less padding; epochs of a
+    source that ends inside a window mix there, so a window should hold less than an epoch of what is small."""
     cache_mib: int = 256
     """Memory per loader process for decoded documents of sources small enough to be held whole, MiB; 0 reads every
     sample anew. Never changes what is read."""

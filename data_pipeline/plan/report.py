@@ -35,7 +35,7 @@ class SourceReport:
     epochs: float
     """How often the source is gone through."""
     wraps_at_steps: tuple[int, ...]
-    """Steps in which another epoch of it begins, the first few."""
+    """Steps in which the source has been gone through once more, the first few."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,25 +122,29 @@ class _Totals:
         self.documents = np.zeros(num_sources, np.int64)
         self.images: list[np.ndarray] = []
         self.max_task_error = 0.0
-        self._wraps: list[dict[int, int]] = [{} for _ in range(num_sources)]
+        self._wraps: list[list[int]] = [[] for _ in range(num_sources)]
 
     def add(self, window: Window, first_row: int, num_rows: int) -> None:
         """Adds the first rows of a window."""
         stop = int(window.row_start[num_rows])
-        source, length, epoch = window.source[:stop], window.length[:stop], window.epoch[:stop]
+        source, length = window.source[:stop], window.length[:stop]
         step = np.repeat(np.arange(num_rows), np.diff(window.row_start[: num_rows + 1])) // self._plan.global_batch_size
         in_steps = np.zeros((num_rows // self._plan.global_batch_size, len(self.tokens)), np.int64)
         np.add.at(in_steps, (step, source), length)
         self.tokens += in_steps.sum(axis=0)
         self.images.append(window.num_images[:num_rows])
-        self.documents += np.bincount(source, minlength=len(self.documents))
         self._add_task_errors(in_steps, np.bincount(window.source, window.length, len(self.tokens)))
-        first_step = first_row // self._plan.global_batch_size
+        self._add_wraps(step, source, first_row // self._plan.global_batch_size)
+
+    def _add_wraps(self, step: np.ndarray, source: np.ndarray, first_step: int) -> None:
+        """Notes the steps in which a source has given as many documents as some number of epochs holds."""
         for number, wraps in enumerate(self._wraps):
-            mine = source == number
-            for begun in np.unique(epoch[mine]).tolist():
-                if begun and begun not in wraps:
-                    wraps[begun] = first_step + int(step[mine & (epoch == begun)].min())
+            size = len(self._plan.streams[number].table)
+            given = np.bincount(step[source == number], minlength=1)
+            reached = self.documents[number] + np.cumsum(given)
+            epochs = np.arange(self.documents[number] // size + 1, reached[-1] // size + 1)
+            wraps += (first_step + np.searchsorted(reached, epochs * size)).tolist()
+            self.documents[number] = reached[-1]
 
     def _add_task_errors(self, in_steps: np.ndarray, window_tokens: np.ndarray) -> None:
         """Compares the tasks of every step with their share of the window."""
@@ -169,14 +173,10 @@ class _Totals:
                     documents=int(self.documents[number]),
                     documents_per_epoch=size,
                     epochs=float(self.documents[number] / size),
-                    wraps_at_steps=_first(self._wraps[number]),
+                    wraps_at_steps=tuple(self._wraps[number][:_WRAPS_LISTED]),
                 )
             )
         return tuple(reports)
-
-
-def _first(wraps: dict[int, int]) -> tuple[int, ...]:
-    return tuple(wraps[epoch] for epoch in sorted(wraps)[:_WRAPS_LISTED])
 
 
 def describe_plan(

@@ -37,10 +37,12 @@ def test_sources_are_told_with_shares_and_epochs():
         planned = [p for row_no in range(960) for p in plan.row(row_no) if p.source_no == number]
         assert told.documents == len(planned)
         assert told.epochs == pytest.approx(len(planned) / told.documents_per_epoch)
-        begins = {}
-        for row_no in range(960):
-            for p in plan.row(row_no):
-                if p.source_no == number and p.epoch:
-                    begins.setdefault(p.epoch, row_no // 16)
-        assert list(told.wraps_at_steps) == [begins[epoch] for epoch in sorted(begins)]
+        given = np.cumsum(
+            [
+                sum(p.source_no == number for row_no in range(16 * step, 16 * step + 16) for p in plan.row(row_no))
+                for step in range(60)
+            ]
+        )
+        whole = [epoch * told.documents_per_epoch for epoch in range(1, int(told.epochs) + 1)]
+        assert list(told.wraps_at_steps) == [int(np.argmax(given >= count)) for count in whole]
     assert any(told.wraps_at_steps for told in report.sources)
