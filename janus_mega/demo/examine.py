@@ -144,7 +144,7 @@ def _read(workspace: Workspace, model: InferenceModel, raw: RawData, sizes: Exam
 
 def _save_shown(workspace: Workspace, readings: dict[str, list[suites.Reading]]) -> None:
     """Pictures of some items as arrays [item, picture, side, side], their answers as records of the same order."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name, answers in readings.items():
         chosen = sorted(answers[:: max(1, len(answers) // 200)], key=lambda answer: answer.is_right)[:SHOWN]
         arrays[name] = np.stack([np.stack([image[0] for image in answer.item.prompt.images]) for answer in chosen])

@@ -75,7 +75,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
 def _cell(value: object) -> str:
     kind = ""
     if isinstance(value, Cell):
-        value, kind = value.value, value.kind
+        kind, value = value.kind, value.value
     elif isinstance(value, int | float) and not isinstance(value, bool):
         kind = "number"
     html = value.html if isinstance(value, Markup) else escape(show_number(value))
