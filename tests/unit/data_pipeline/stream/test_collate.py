@@ -6,7 +6,7 @@ import torch
 from data_pipeline.schema import BATCH_KEYS
 from data_pipeline.stream.assemble import pack, row_digest
 from data_pipeline.stream.collate import collate, split
-from tests.support.documents import SIDE, drawing_document, picture_document, text_document
+from tests.support.hand_documents import SIDE, drawing_document, picture_document, text_document
 
 
 def rows():
