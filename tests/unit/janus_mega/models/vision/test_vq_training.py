@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from janus_mega.config.schema import ImageTokenizerConfig, ParallelConfig, Precision
+from janus_mega.config.load import load_config
+from janus_mega.config.schema import ImageTokenizerConfig, ParallelConfig, Precision, RunConfig, TokenizerRunConfig
 from janus_mega.models.vision.vq import VqModel
 from janus_mega.models.vision.vq_training import MODULE, TASKS, VqChunk, build_vq_chunk, fresh_weights
 
@@ -102,3 +103,9 @@ def test_fresh_weights_depend_on_the_seed_alone() -> None:
     again, other = fresh_weights(TINY, seed=4), fresh_weights(TINY, seed=5)
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     assert not torch.equal(weights["encoder.conv_in.weight"], other["encoder.conv_in.weight"])
+
+
+def test_the_demo_trains_the_tokenizer_that_its_model_draws_with() -> None:
+    tokenizer = load_config(TokenizerRunConfig, "demo/image_tokenizer.yaml").config
+    stage = load_config(RunConfig, "demo/stage1.yaml").config
+    assert tokenizer.image_tokenizer == stage.model.image_tokenizer
