@@ -38,13 +38,20 @@ app.add_typer(tokenizer_app, name="tokenizer")
 
 def main() -> None:
     """Runs the command line; bad input ends in one line and exit code 2."""
-    # Kernels that are not installed have replacements; megatron-core says so in many lines on every import.
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+    _silence_libraries()
     try:
         app(prog_name="janus-mega")
     except UserError as error:
         print(f"janus-mega: {error}", file=sys.stderr)
         sys.exit(USER_ERROR_CODE)
+
+
+def _silence_libraries() -> None:
+    """Hides what libraries say about each other and a user can do nothing about."""
+    # Kernels that are not installed have replacements; megatron-core says so in many lines on every import.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+    # megatron-core and DeepSpeed call collectives by names that torch is about to change; once per call.
+    warnings.filterwarnings("ignore", message="`torch.distributed.*is deprecated", category=FutureWarning)
 
 
 def _show_version(wanted: bool) -> None:

@@ -114,8 +114,11 @@ def stage_config(workspace: Workspace, stage: str, short: bool, init_from: str =
         name: replace(source, path=str(workspace.shards(Path(source.path).name)))
         for name, source in config.data.sources.items()
     }
+    num_steps = SHORT_STEPS[stage] if short else config.stage.num_steps
+    warmup_steps = min(config.optimizer.warmup_steps, num_steps)
     return replace(
         config,
+        optimizer=replace(config.optimizer, warmup_steps=warmup_steps),
         run_dir=str(workspace.stage(stage)),
         data=replace(
             config.data,
@@ -126,6 +129,6 @@ def stage_config(workspace: Workspace, stage: str, short: bool, init_from: str =
         stage=replace(
             config.stage,
             init_from=init_from,
-            num_steps=SHORT_STEPS[stage] if short else config.stage.num_steps,
+            num_steps=num_steps,
         ),
     )

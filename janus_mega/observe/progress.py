@@ -43,6 +43,7 @@ class Progress:
         self._stream = stream or sys.stderr
         self._seconds_between_lines = seconds_between_lines
         self._done = 0
+        self._done_on_line = -1
         self._note = ""
         self._start_s = self._last_line_s = time.monotonic()
         self._bar: RichProgress | None = None
@@ -61,7 +62,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._enabled and time.monotonic() - self._start_s > QUIET_S:
+        elif self._enabled and self._done != self._done_on_line and time.monotonic() - self._start_s > QUIET_S:
             self._write_line()
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -82,7 +83,7 @@ class Progress:
 
     def _write_line(self) -> None:
         now_s = time.monotonic()
-        self._last_line_s = now_s
+        self._last_line_s, self._done_on_line = now_s, self._done
         elapsed_s = now_s - self._start_s
         parts = [f"{self._description}: {self._done}/{self._total}"]
         if self._total:

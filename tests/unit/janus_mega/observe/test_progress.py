@@ -47,6 +47,15 @@ def test_a_total_may_be_learned_on_the_way(monkeypatch):
     ]
 
 
+def test_the_last_line_is_written_once(monkeypatch):
+    time, stream = Clock(), io.StringIO()
+    monkeypatch.setattr(module, "time", time)
+    with Progress("layouts", total=1, stream=stream) as progress:
+        time.now_s += 20
+        progress.advance()
+    assert stream.getvalue() == "layouts: 1/1 (100 %), took 0:20\n"
+
+
 def test_short_work_is_silent_in_a_log():
     stream = io.StringIO()
     with Progress("blink", total=3, stream=stream) as progress:
