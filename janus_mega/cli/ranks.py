@@ -40,7 +40,6 @@ def on_ranks(fn: Callable[[Any], Any], config: Any, ranks: int, torch_threads: i
     if ranks == 1:
         if torch_threads:
             torch.set_num_threads(torch_threads)
-        os.environ.setdefault("LOCAL_RANK", os.environ.get("RANK", "0"))  # DeepSpeed asks for it even where it is alone
         setup_logging(int(os.environ.get("RANK", "0")))
         fn(config)
         return

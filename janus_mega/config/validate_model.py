@@ -120,7 +120,6 @@ def tensor_parallel_rules(model: ModelConfig, tp_size: int) -> Iterator[str]:
         "model.backbone.ffn_hidden_size": backbone.ffn_hidden_size,
         "model.backbone.vocab_size": backbone.vocab_size,
         "model.image_tokenizer.codebook_size": model.image_tokenizer.codebook_size,
-        "model.image_head_hidden_size": derive.image_head_hidden_size(model),
     }
     for name, value in cut.items():
         if value % tp_size:

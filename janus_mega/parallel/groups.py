@@ -35,6 +35,7 @@ def init_distributed(timeout_s: float = 600.0, init_method: str = "env://") -> N
     if dist.is_initialized():
         return
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    os.environ.setdefault("LOCAL_RANK", str(rank))  # DeepSpeed asks for it even where a rank is alone
     has_cuda = torch.cuda.is_available()
     if has_cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
