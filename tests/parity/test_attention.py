@@ -12,7 +12,7 @@ from janus_mega.models.attention import _BUCKET_LENGTHS, DocumentAttention, _buc
 from janus_mega.models.backbone import transformer_config
 from tests.support.tiny import fp32, tiny_model
 
-BAR = 2e-6  # measured worst 8e-7
+BAR = 5e-6  # measured worst 2.2e-6, where the gradient is zero; elsewhere 3e-7
 HEAD_DIM = 16
 CPU = torch.device("cpu")
 

@@ -1,0 +1,173 @@
+"""Training that stopped and went on is training that did not stop: bit for bit in one layout, closely in another.
+
+Runs go through `train.run`, each leg in new processes, with a learning rate that changes every step.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.multiprocessing import ProcessRaisedException
+
+from janus_mega.checkpoint.reader import open_checkpoint
+from janus_mega.config.schema import Module, ParallelConfig, Schedule
+from janus_mega.parallel.groups import build_groups
+from janus_mega.train import run as run_module
+from tests.distributed.layout_runs import BARS, difference
+from tests.support.ranks import results_of_ranks
+from tests.support.tiny import STAGE1, STAGE3, TinyWorkload, fp32, tiny_recipe
+
+pytestmark = pytest.mark.dist
+
+STEPS = 4
+HALF = 2
+BAR = BARS["weights"]  # measured worst 2e-6
+FACTOR = 5
+
+
+def train_leg(
+    run_dir: Path, parallel: ParallelConfig, last_step: int, trainable: tuple[Module, ...], options: dict[str, Any]
+) -> str:
+    """One process start of a run; the path of its last checkpoint."""
+    if "patch" in options:
+        options["patch"]()
+    groups = build_groups(parallel.tp_size, parallel.pp_size)
+    workload = TinyWorkload(trainable, parallel)
+    workload.plan_digest = options.get("plan_digest", "tiny")
+    recipe = tiny_recipe(run_dir, parallel, last_step, schedule=Schedule.cosine, warmup_steps=2)
+    recipe = replace(recipe, num_steps=STEPS, init_from=options.get("init_from", ""))
+    return str(run_module.run(workload, recipe, groups))
+
+
+def train(
+    run_dir: Path,
+    world_size: int,
+    parallel: ParallelConfig,
+    last_step: int,
+    trainable: tuple[Module, ...] = STAGE3,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """All tensors of the checkpoint a leg ends with: weights and moments."""
+    paths = results_of_ranks(train_leg, world_size, run_dir, parallel, last_step, trainable, options)
+    assert len(set(paths)) == 1
+    reader = open_checkpoint(Path(paths[0]))
+    assert reader.step == last_step
+    assert reader.read_state().consumed_rows == last_step * 8
+    return {name: reader.read(name) for name in reader.names}
+
+
+def weights_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in tensors.items() if not name.startswith("optimizer.")}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    return train(tmp_path_factory.mktemp("one"), 1, fp32(), STEPS)
+
+
+SAME_LAYOUT = {
+    "one": (1, fp32()),
+    "dp2_zero1": (2, fp32()),
+    "dp2_zero3": (2, fp32(zero_stage=3)),
+}
+
+
+@pytest.mark.parametrize("layout", SAME_LAYOUT)
+def test_resume_is_bitwise_in_the_same_layout(layout: str, uninterrupted: dict[str, Tensor], run_dir: Path) -> None:
+    world_size, parallel = SAME_LAYOUT[layout]
+    expected = uninterrupted if layout == "one" else train(run_dir / "whole", world_size, parallel, STEPS)
+    train(run_dir / "halves", world_size, parallel, HALF)
+    found = train(run_dir / "halves", world_size, parallel, STEPS)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    assert difference(weights_of(found), weights_of(uninterrupted)) <= BAR
+
+
+CHANGED_LAYOUT = {
+    "tp2_to_one": ((2, fp32(2, sequence_parallel=True)), (1, fp32())),
+    "pp2_to_dp2": ((2, fp32(1, 2)), (2, fp32())),
+    "dp2_zero3_to_tp2": ((2, fp32(zero_stage=3)), (2, fp32(2))),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED_LAYOUT)
+def test_resume_in_another_layout(
+    change: str, uninterrupted: dict[str, Tensor], run_dir: Path, record_property: Callable[[str, object], None]
+) -> None:
+    for (world_size, parallel), last_step in zip(CHANGED_LAYOUT[change], (HALF, STEPS), strict=True):
+        found = train(run_dir, world_size, parallel, last_step)
+    assert found.keys() == uninterrupted.keys()
+    figure = difference(weights_of(found), weights_of(uninterrupted))
+    record_property("weights", figure)
+    assert figure <= BAR
+
+
+def forget_moments() -> None:
+    run_module.restore_moments = lambda *args: None
+
+
+def start_the_order_again() -> None:
+    whole = TinyWorkload.batches
+    TinyWorkload.batches = lambda self, dp_rank, dp_size, first, last: whole(self, dp_rank, dp_size, 0, last - first)
+
+
+@pytest.mark.parametrize("patch", [forget_moments, start_the_order_again])
+def test_trap_resume_forgets(
+    patch: Callable[[], None],
+    uninterrupted: dict[str, Tensor],
+    run_dir: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    train(run_dir, 1, fp32(), HALF)
+    found = train(run_dir, 1, fp32(), STEPS, patch=patch)
+    figure = difference(weights_of(found), weights_of(uninterrupted))
+    record_property("over_bar", figure / BAR)
+    assert figure >= FACTOR * BAR
+
+
+def test_a_finished_run_is_left_alone(run_dir: Path) -> None:
+    train(run_dir, 1, fp32(), 1)
+    before = {path: path.stat().st_mtime_ns for path in (run_dir / "checkpoints").rglob("*")}
+    train(run_dir, 1, fp32(), 1)
+    assert before == {path: path.stat().st_mtime_ns for path in (run_dir / "checkpoints").rglob("*")}
+
+
+def test_another_plan_is_refused(run_dir: Path) -> None:
+    train(run_dir, 1, fp32(), 1)
+    with pytest.raises(ProcessRaisedException, match="trained under data plan tiny, the configuration now gives other"):
+        train(run_dir, 1, fp32(), 2, plan_digest="other")
+
+
+def test_a_stage_starts_from_weights_alone(run_dir: Path) -> None:
+    stage1 = train(run_dir / "stage1", 1, fp32(), STEPS, STAGE1)
+    (checkpoint,) = (run_dir / "stage1" / "checkpoints").glob("step-*")
+    stage3 = train(run_dir / "stage3", 2, fp32(2), 1, STAGE3, init_from=str(checkpoint))
+    moments = [value for name, value in stage3.items() if name.startswith("optimizer.exp_avg_sq/")]
+    assert len(moments) > len([name for name in stage1 if name.startswith("optimizer.exp_avg_sq/")])
+    first, second = weights_of(stage1), weights_of(stage3)
+    assert first.keys() == second.keys()
+    # AdamW's first update is at most its rate, here the first of the warm-up, beside decay. Weights that ignored
+    # stage I's four steps would lie further off.
+    step = 1.5 * 1e-3 / 2
+    for name, value in first.items():
+        moved = (second[name] - value).abs().max().item()
+        assert 0 < moved <= step, name
+
+
+def test_a_checkpoint_of_another_model_is_refused(run_dir: Path) -> None:
+    train(run_dir / "small", 1, fp32(), 1)
+    (checkpoint,) = (run_dir / "small" / "checkpoints").glob("step-*")
+
+    def with_another_width() -> None:
+        import tests.support.tiny as tiny
+
+        model = tiny.tiny_model()
+        wider = replace(model, backbone=replace(model.backbone, ffn_hidden_size=96))
+        tiny.tiny_model = lambda: wider
+
+    with pytest.raises(ProcessRaisedException, match="a checkpoint of another model"):
+        train(run_dir / "wide", 1, fp32(), 1, init_from=str(checkpoint), patch=with_another_width)
