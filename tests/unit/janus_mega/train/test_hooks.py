@@ -1,0 +1,94 @@
+"""Metrics are means over steps and labels, summed over dp; checkpoints are saved when due and never twice."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from janus_mega.engine.interface import StepResult
+from janus_mega.observe.progress import Progress
+from janus_mega.observe.sinks import SinkGroup
+from janus_mega.parallel.groups import build_groups
+from janus_mega.train.hooks import CheckpointHook, MetricsHook
+from janus_mega.train.loop import StepEvent
+from tests.support.ranks import results_of_ranks
+
+
+class Recorder:
+    """A sink that remembers."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self.rows.append((step, dict(values)))
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class Measured:
+    """A workload whose batches are their own amounts."""
+
+    def measure(self, batch: dict[str, int]) -> dict[str, int]:
+        return batch
+
+
+def event(step: int, loss: float, counts: dict[str, int], batches: list[dict[str, int]]) -> StepEvent:
+    task_losses = {name: loss + position for position, name in enumerate(counts) if counts[name]}
+    seconds = {"forward_backward": 0.4, "update": 0.1}
+    result = StepResult(loss, task_losses, counts, grad_norm=2 * loss, lr=0.1 * step, seconds=seconds)
+    return StepEvent(step, result, batches, data_s=0.5, step_s=2.0)
+
+
+EVENTS = (
+    (1, 1.0, {"text": 10, "image": 0}, [{"tokens": 8, "images": 1}, {"tokens": 4, "images": 0}]),
+    (2, 3.0, {"text": 30, "image": 5}, [{"tokens": 20, "images": 2}]),
+    (3, 5.0, {"text": 1, "image": 1}, [{"tokens": 6, "images": 3}]),
+)
+
+
+def write_metrics() -> list[Any]:
+    groups = build_groups(tp_size=1, pp_size=1)
+    recorder = Recorder()
+    with Progress("test", 3, enabled=False) as progress:
+        hook = MetricsHook(Measured(), groups, SinkGroup([recorder]), progress, log_every=2)
+        for given in EVENTS:
+            hook.after_step(event(*given))
+        hook.at_end(3)
+        hook.at_end(3)
+    return recorder.rows
+
+
+@pytest.mark.dist
+def test_metrics_of_two_ranks() -> None:
+    first, second = results_of_ranks(write_metrics, 2)
+    assert first == second
+    (step, row), (last_step, last_row) = first
+    assert (step, last_step) == (2, 3)
+    assert row["loss"] == pytest.approx(2.0)
+    assert row["loss/text"] == pytest.approx((1 * 10 + 3 * 30) / 40)
+    assert row["loss/image"] == pytest.approx(4.0)
+    assert row["grad_norm"] == pytest.approx(4.0)
+    assert row["seconds/forward_backward"] == pytest.approx(0.4)
+    assert row["seconds/data"] == pytest.approx(0.5)
+    assert row["amount/tokens"] == pytest.approx(2 * 32 / 2)  # two ranks, per step
+    assert row["amount/images"] == pytest.approx(2 * 3 / 2)
+    assert row["tokens_per_s"] == pytest.approx(2 * 32 / 4.0)
+    assert row["lr"] == pytest.approx(0.2)
+    assert last_row["loss"] == pytest.approx(5.0)
+    assert last_row["amount/tokens"] == pytest.approx(12.0)
+    assert "lr" not in last_row
+
+
+@pytest.mark.parametrize(
+    ("save_every", "last_step", "expected"),
+    [(2, 4, [2, 4]), (2, 5, [2, 4, 5]), (0, 3, [3]), (10, 3, [3])],
+)
+def test_checkpoints_when_due_and_at_the_end(save_every: int, last_step: int, expected: list[int]) -> None:
+    saved: list[int] = []
+    hook = CheckpointHook(saved.append, save_every)
+    for step in range(1, last_step + 1):
+        hook.after_step(event(step, 1.0, {"text": 1}, []))
+    hook.at_end(last_step)
+    assert saved == expected
