@@ -6,6 +6,7 @@ composed parallelism leave the first loss right and show in the norm.
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -81,10 +82,15 @@ def check_layouts(
             start = time.perf_counter()
             found = _steps_of(config, trainable, layout, work_dir)
             loss_diff, norm_diff = (
-                max(abs(a[i] - b[i]) / (abs(b[i]) or 1.0) for a, b in zip(found, expected, strict=True))
-                for i in range(2)
+                max(_relative(a[i], b[i]) for a, b in zip(found, expected, strict=True)) for i in range(2)
             )
             yield LayoutFigures(stage, layout.name, loss_diff, norm_diff, time.perf_counter() - start)
+
+
+def _relative(found: float, expected: float) -> float:
+    """Relative difference; infinite for what is not a number, which `max` would pass over."""
+    difference = abs(found - expected) / (abs(expected) or 1.0)
+    return math.inf if math.isnan(difference) else difference
 
 
 def _steps_of(
