@@ -146,10 +146,18 @@ def _save_shown(workspace: Workspace, readings: dict[str, list[suites.Reading]])
     """Pictures of some items as arrays [item, picture, side, side], their answers as records of the same order."""
     arrays: dict[str, Any] = {}
     for name, answers in readings.items():
-        chosen = sorted(answers[:: max(1, len(answers) // 200)], key=lambda answer: answer.is_right)[:SHOWN]
+        chosen = _to_show(answers)
         arrays[name] = np.stack([np.stack([image[0] for image in answer.item.prompt.images]) for answer in chosen])
         write_records(workspace.items / f"shown_{name}.jsonl", (answer.record() for answer in chosen))
     np.savez(workspace.items / "shown.npz", **arrays)
+
+
+def _to_show(answers: list[suites.Reading]) -> list[suites.Reading]:
+    """Wrong answers for at most half of the room, then right ones evenly from all."""
+    wrong = [answer for answer in answers if not answer.is_right][: SHOWN // 2]
+    right = [answer for answer in answers if answer.is_right]
+    room = SHOWN - len(wrong)
+    return wrong + right[:: max(1, -(-len(right) // room))]
 
 
 def _reconstruct(workspace: Workspace, judge: DigitJudge, raw: RawData) -> dict[str, Any]:

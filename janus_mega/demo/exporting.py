@@ -15,8 +15,9 @@ from janus_mega.demo import digits, exam
 from janus_mega.demo.raw import RawData
 from janus_mega.demo.workspace import Workspace
 from janus_mega.infer.model import InferenceModel
-from janus_mega.infer.verify import Probes, verify_export
-from janus_mega.parallel.groups import build_groups
+from janus_mega.infer.verify import ExportCheck, Probes, verify_export
+from janus_mega.observe.progress import Progress
+from janus_mega.parallel.groups import ProcessGroups, build_groups
 from janus_mega.train.training_logits import TrainingLogits
 
 PROBED = {
@@ -38,7 +39,20 @@ def export_and_verify(workspace: Workspace, checkpoint: str, raw: RawData) -> di
     Collective over: world (of one rank).
     """
     groups = build_groups(1, 1)
-    export_hf(Path(checkpoint), workspace.export)
+    with Progress("export", 2) as bar:
+        export_hf(Path(checkpoint), workspace.export)
+        bar.advance(note="comparing")
+        check = _verify(workspace, checkpoint, raw, groups)
+        bar.advance()
+    return {
+        "hf_max_logit_diff": check.max_relative_diff,
+        "hf_greedy_equal": check.greedy_equal,
+        "hf_logit_diff_by_position": check.relative_diff,
+        "hf_positions_compared": check.num_positions,
+    }
+
+
+def _verify(workspace: Workspace, checkpoint: str, raw: RawData, groups: ProcessGroups) -> ExportCheck:
     trained = open_trained(Path(checkpoint))
     model = InferenceModel(trained)
     pictures = exam.as_rgb(raw.held_out[:QUESTIONS])
@@ -49,13 +63,7 @@ def export_and_verify(workspace: Workspace, checkpoint: str, raw: RawData) -> di
         ],
         captions=exam.captions_to_draw(CAPTIONS * digits.NUM_DIGITS)[0][:: digits.NUM_DIGITS + 1][:CAPTIONS],
     )
-    check = verify_export(workspace.export, model, probes, TrainingLogits(trained, groups))
-    return {
-        "hf_max_logit_diff": check.max_relative_diff,
-        "hf_greedy_equal": check.greedy_equal,
-        "hf_logit_diff_by_position": check.relative_diff,
-        "hf_positions_compared": check.num_positions,
-    }
+    return verify_export(workspace.export, model, probes, TrainingLogits(trained, groups))
 
 
 def probed_documents(workspace: Workspace, model: InferenceModel) -> list[Document]:

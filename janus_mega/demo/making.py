@@ -8,7 +8,8 @@ from typing import Any
 
 from data_pipeline.plan.report import describe_plan
 from data_pipeline.prepare.interleaved import prepare_interleaved
-from data_pipeline.prepare.options import PrepareReport
+from data_pipeline.prepare.options import PrepareReport, Progress
+from data_pipeline.prepare.records import count_records
 from data_pipeline.prepare.t2i import prepare_t2i
 from data_pipeline.prepare.text import prepare_text
 from data_pipeline.text.interface import TextTokenizer
@@ -53,23 +54,30 @@ def make_shards(workspace: Workspace, config: RunConfig) -> dict[str, dict[str, 
     rank, size = rank_and_size()
     tokenizer = load_text_tokenizer(workspace.text_tokenizer)
     mine = SOURCES[rank::size]
-    sizes = {}
-    with Bar("shards", len(mine), enabled=rank == 0) as bar:
+    counts = {source: count_records([workspace.raw / f"{source}.jsonl"]) for source in mine}
+    total, before, sizes = sum(counts.values()), 0, {}
+    with Bar("shards", total, enabled=rank == 0) as bar:
         for source in mine:
-            report = _prepare(workspace, config, source, tokenizer)
+
+            def reach(done: int, _: int, before: int = before) -> None:
+                bar.reach(before + done, total)
+
+            report = _prepare(workspace, config, source, tokenizer, reach)
             sizes[source] = {"samples": report.num_samples, "text_tokens": report.num_text_tokens}
-            bar.advance(note=source)
+            before += counts[source]
     return sizes
 
 
-def _prepare(workspace: Workspace, config: RunConfig, source: str, tokenizer: TextTokenizer) -> PrepareReport:
+def _prepare(
+    workspace: Workspace, config: RunConfig, source: str, tokenizer: TextTokenizer, progress: Progress
+) -> PrepareReport:
     raw, out = [workspace.raw / f"{source}.jsonl"], workspace.shards(source)
     if source in INTERLEAVED:
-        return prepare_interleaved(raw, out, tokenizer, template=config.data.template)
+        return prepare_interleaved(raw, out, tokenizer, template=config.data.template, progress=progress)
     if source == "captions":
         images = load_image_tokenizer(workspace.image_tokenizer)
-        return prepare_t2i(raw, out, tokenizer, images)
-    return prepare_text(raw, out, tokenizer)
+        return prepare_t2i(raw, out, tokenizer, images, progress=progress)
+    return prepare_text(raw, out, tokenizer, progress=progress)
 
 
 def make_stage(config: RunConfig) -> dict[str, Any]:

@@ -29,8 +29,8 @@ PACKAGES = ("janus-mega", "torch", "deepspeed", "megatron-core", "transformers",
 """Whose versions are reported."""
 HEADINGS = {
     "questions": "Questions on a held-out picture (wrong answers first, in red)",
-    "pairs": "Two held-out pictures, read in order",
-    "differences": "The left held-out picture minus the right one",
+    "pairs": "Two held-out pictures, read in order (wrong answers first)",
+    "differences": "The left held-out picture minus the right one (wrong answers first)",
 }
 CONFUSIONS = {
     "und_confusion": "Held-out digits (rows) and what the model answers",
@@ -132,7 +132,11 @@ def page_content(workspace: Workspace, outcome: Outcome, verdicts: Sequence[Verd
 def _answered(workspace: Workspace, shown: Any, name: str) -> list[Answered]:
     records = read_records(workspace.items / f"shown_{name}.jsonl")
     return [
-        Answered(pictures, record["answered"] or "(nothing)", record["is_right"])
+        Answered(
+            pictures,
+            record["answered"] if record["is_right"] else f"{record['answered'] or 'nothing'}, not {record['wanted']}",
+            record["is_right"],
+        )
         for pictures, record in zip(shown[name], records, strict=True)
     ]
 
