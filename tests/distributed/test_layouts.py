@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from janus_mega.config.schema import Module, ParallelConfig, Recompute
+from janus_mega.config.schema import Module, Recompute
 from tests.distributed.layout_runs import LayoutRun, compare, over_bar, run_layout
 from tests.support.tiny import STAGE1, STAGE3, fp32
 
@@ -50,7 +50,3 @@ def test_frozen_modules_do_not_move(stage: tuple[tuple[Module, ...], LayoutRun])
     prefixes = {"decoder" if module == Module.backbone else module.value for module in trainable}
     assert {name.split(".", 1)[0] for name in trained} == prefixes
     assert trained | set(one.weights) == set(one.weights)
-
-
-def test_parallel_config_is_what_the_cases_say() -> None:
-    assert all(isinstance(parallel, ParallelConfig) for _, parallel in LAYOUTS.values())
