@@ -3,11 +3,13 @@
     janus.json        schema, kind, shards (name, bytes, sha256, samples), totals, tokenizers, template, settings
     index/*.npy       memory-mapped, 22 bytes a sample: ptr i8 [shards + 1] first sample of each shard; off u8 and
                       len u4, byte range of a sample in its tar; ntok i4 text ids; nund u1 and ngen u1 images to
-                      understand and to draw; crc u4 of the sample's bytes. t2i also: rec i8, image ids per record
+                      understand and to draw; crc u4 of the sample's bytes. Beside them uid u8 [N, 2], its identity,
+                      and for t2i img u8, where the image's ids begin, and cap u1, the caption's number in its image
     shards/*.tar      WebDataset tars
 
 For `interleaved` a sample's range spans its tar members, headers included. For `text` and `t2i` it is the row of text
-ids inside the record's .npy; rows of image ids have one length, so their place follows from `rec` and the row number.
+ids inside the record's .npy. The captions of an image are samples of one uid that follow each other and share its ids.
+Tars of others are indexed where they lie (layout `pairs`: a picture and its caption by one key); nothing is copied.
 A `Source` pickles as its path: workers open the index again.
 """
 
@@ -22,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.uid import words_text
 
 SCHEMA = "janus-shards/1"
 """Name and major version of the directory layout."""
@@ -30,6 +33,10 @@ MANIFEST_NAME = "janus.json"
 KINDS = ("interleaved", "text", "t2i")
 SAMPLE_COLUMNS = {"off": "<u8", "len": "<u4", "ntok": "<i4", "nund": "|u1", "ngen": "|u1", "crc": "<u4"}
 """Index files with one entry per sample, and their dtypes."""
+DRAWING_COLUMNS = {"img": "<u8", "cap": "|u1"}
+"""Those that only t2i sources have."""
+LAYOUTS = ("records", "pairs")
+"""How tars are laid out: as prepare writes them, or as others do, a picture and its caption by one key."""
 
 _REDO = "copy it again, or delete the directory and run `janus-mega data prepare` once more"
 
@@ -52,6 +59,10 @@ class ImageTokenizerEntry:
     image_size: int
     num_tokens: int
     codebook_size: int
+    num_variants: int = 1
+    """Crops of each picture whose ids are stored, side by side."""
+    preprocessing: str = ""
+    """What was done to pictures before: crop, resizer, decoder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +71,10 @@ class Manifest:
 
     schema: str = SCHEMA
     kind: str
+    layout: str = "records"
+    """One of LAYOUTS."""
+    shards_dir: str = "shards"
+    """Where the tars are: relative to the manifest, or an absolute path (tars of others)."""
     num_samples: int
     num_text_tokens: int
     num_und_images: int
@@ -109,9 +124,12 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged shard manifest ({error}); {_REDO}") from error
     bad_names = [entry.name for entry in manifest.shards if "/" in entry.name or not entry.name.endswith(".tar")]
-    if manifest.kind not in KINDS or bad_names:
-        value = bad_names[0] if bad_names else manifest.kind
-        raise UserError(f"{path}: {value!r} is neither a kind ({', '.join(KINDS)}) nor a plain tar name; {_REDO}")
+    if manifest.kind not in KINDS or manifest.layout not in LAYOUTS or bad_names:
+        value = bad_names[0] if bad_names else manifest.kind if manifest.kind not in KINDS else manifest.layout
+        raise UserError(
+            f"{path}: {value!r} is neither a kind ({', '.join(KINDS)}), a layout ({', '.join(LAYOUTS)}) nor a plain "
+            f"tar name; {_REDO}"
+        )
     return manifest
 
 
@@ -134,12 +152,15 @@ class Source:
         self.offset: np.ndarray = arrays["off"]
         self.length: np.ndarray = arrays["len"]
         self.crc: np.ndarray = arrays["crc"]
+        self.uids: np.ndarray = arrays["uid"]
+        """uint64 [N, 2]: identities, see `uid`."""
+        self.image_offset: np.ndarray | None = arrays.get("img")
+        """uint64 [N]: first byte of the first variant's ids in the tar; t2i only."""
+        self.caption_number: np.ndarray | None = arrays.get("cap")
+        """uint8 [N]: 0 begins a new image; t2i only."""
+        self.first_samples: np.ndarray = arrays["ptr"]
+        """int64 [shards + 1]: first sample of each shard."""
         self._first: list[int] = arrays["ptr"].tolist()
-        self._record_start: np.ndarray | None = arrays.get("rec")
-        self._first_record: list[int] = [0]
-        if manifest.record_size:
-            for entry in manifest.shards:
-                self._first_record.append(self._first_record[-1] + -(-entry.num_samples // manifest.record_size))
 
     def __reduce__(self) -> tuple[Callable[[Path], "Source"], tuple[Path]]:
         return open_source, (self.path,)
@@ -160,19 +181,18 @@ class Source:
 
     def shard_path(self, shard: int) -> Path:
         """Path of a tar by its number."""
-        return self.path / "shards" / self.manifest.shards[shard].name
+        return self.path / self.manifest.shards_dir / self.manifest.shards[shard].name
 
-    def image_ids_offset(self, shard: int, row: int) -> int:
+    def image_ids_offset(self, i: int, variant: int = 0) -> int:
         """Byte offset of a t2i sample's image ids in its tar."""
-        assert self._record_start is not None and self.manifest.image_tokenizer is not None
-        record, row_in_record = divmod(row, self.manifest.record_size)
-        start = int(self._record_start[self._first_record[shard] + record])
-        return start + row_in_record * 2 * self.manifest.image_tokenizer.num_tokens
+        assert self.image_offset is not None and self.manifest.image_tokenizer is not None
+        return int(self.image_offset[i]) + variant * 2 * self.manifest.image_tokenizer.num_tokens
 
     def uid(self, i: int) -> str:
-        """Stable identity of sample i: kind, shard and row."""
-        shard, row = self.place_of(i)
-        return f"{self.kind}:{self.manifest.shards[shard].name.removesuffix('.tar')}{row:06d}"
+        """Identity of sample i, 32 hex digits."""
+        if not 0 <= i < self.num_samples:
+            raise IndexError(f"sample {i} of {self.path}, which has {self.num_samples}")
+        return words_text(self.uids[i])
 
 
 def open_source(path: str | Path) -> Source:
@@ -192,15 +212,17 @@ def open_source(path: str | Path) -> Source:
         ) from error
     manifest = parse_manifest(content, manifest_path)
     for entry in manifest.shards:
-        _check_shard(path / "shards" / entry.name, entry)
-    names = {**SAMPLE_COLUMNS, "ptr": "<i8"} | ({"rec": "<i8"} if manifest.kind == "t2i" else {})
+        _check_shard(path / manifest.shards_dir / entry.name, entry)
+    of_samples = SAMPLE_COLUMNS | (DRAWING_COLUMNS if manifest.kind == "t2i" else {})
+    names = {**of_samples, "ptr": "<i8"}
     arrays = {name: _open_array(path / "index" / f"{name}.npy", dtype) for name, dtype in names.items()}
+    arrays["uid"] = _open_array(path / "index" / "uid.npy", "<u8", 2)
     counts = [entry.num_samples for entry in manifest.shards]
     if arrays["ptr"].tolist() != np.cumsum([0, *counts]).tolist() or sum(counts) != manifest.num_samples:
         raise UserError(
             f"{path / 'index' / 'ptr.npy'}: disagrees with {MANIFEST_NAME} about samples per shard; {_REDO}"
         )
-    for name in SAMPLE_COLUMNS:
+    for name in (*of_samples, "uid"):
         if len(arrays[name]) != manifest.num_samples:
             raise UserError(
                 f"{path / 'index' / name}.npy: has {len(arrays[name])} entries, {MANIFEST_NAME} says "
@@ -220,13 +242,14 @@ def _check_shard(shard: Path, entry: ShardEntry) -> None:
         raise UserError(f"{shard}: the tar is {what}: {size} bytes, {entry.bytes} in {MANIFEST_NAME}; {_REDO}")
 
 
-def _open_array(path: Path, dtype: str) -> np.ndarray:
+def _open_array(path: Path, dtype: str, width: int = 1) -> np.ndarray:
     """Memory-maps one column of the index (an empty one is read, mmap refuses it)."""
     try:
         empty = path.stat().st_size <= 128 and len(np.load(path, allow_pickle=False)) == 0
         array = np.load(path, mmap_mode=None if empty else "r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: missing or damaged index file ({error}); {_REDO}") from error
-    if array.dtype.str != dtype or array.ndim != 1:
-        raise UserError(f"{path}: expected a flat {dtype} array, found {array.dtype.str} {array.shape}; {_REDO}")
+    if array.dtype.str != dtype or array.shape[1:] != (() if width == 1 else (width,)):
+        shape = "[N]" if width == 1 else f"[N, {width}]"
+        raise UserError(f"{path}: expected {dtype} {shape}, found {array.dtype.str} {list(array.shape)}; {_REDO}")
     return np.asarray(array)  # a plain view: single elements come three times faster than from np.memmap

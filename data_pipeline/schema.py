@@ -58,7 +58,7 @@ class Sample:
     """One stored sample, decoded: what `stream.read` returns and `dialogue.build_document` consumes."""
 
     uid: str
-    """Stable identity, `source-kind:key`; keys every random choice."""
+    """Identity, 32 hex digits (see `uid`); keys every random choice."""
     segments: tuple[Segment, ...] = ()
     """Interleaved and text samples: the pieces in order."""
     images: tuple[np.ndarray, ...] = ()

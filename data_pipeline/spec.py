@@ -22,10 +22,44 @@ class Task(Enum):
 
 
 class RatioUnit(Enum):
-    """What mixture weights are shares of."""
+    """What mixture weights are shares of; `rows` makes every row hold documents of one source alone."""
 
     tokens = "tokens"
     samples = "samples"
+    rows = "rows"
+
+
+class ScheduleUnit(Enum):
+    """What the points of weight schedules count."""
+
+    step = "step"
+    token = "token"
+
+
+class Shape(Enum):
+    """How a weight comes from one point of its schedule to the next."""
+
+    step = "step"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class Exhausted(Enum):
+    """What happens when a source has given its last allowed epoch.
+
+    `stop` ends the data, `reweight` leaves the source out from then on, `error` refuses the run before it starts.
+    """
+
+    stop = "stop"
+    reweight = "reweight"
+    error = "error"
+
+
+class Captions(Enum):
+    """Which captions of a picture an epoch holds: all of them, or one chosen anew each epoch."""
+
+    all = "all"
+    one = "one"
 
 
 class Template(Enum):
@@ -52,6 +86,18 @@ class ImageGeometry:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WeightPoint:
+    """A weight that holds from some moment on."""
+
+    at: float = MISSING
+    """Steps or tokens trained before it holds, as data.schedule_unit says."""
+    weight: float = MISSING
+    """The weight from there on."""
+    shape: Shape = Shape.step
+    """How it is reached from the point before: at once, or gradually."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SourceSpec:
     """One directory of shards and how it enters the mixture."""
 
@@ -61,6 +107,16 @@ class SourceSpec:
     """Which loss its documents feed."""
     weight: float = 1.0
     """Share of this source; weights are relative, 0 leaves the source out."""
+    schedule: list[WeightPoint] = field(default_factory=list)
+    """Later weights in ascending order of `at`; `weight` holds before the first of them."""
+    max_epochs: float = 0.0
+    """How often the source may be gone through at most; 0 sets no limit."""
+    on_exhausted: Exhausted = Exhausted.error
+    """What happens when max_epochs are used up."""
+    masks: list[str] = field(default_factory=list)
+    """Masks of the source (`janus-mega data mask` writes them) whose samples are left out."""
+    captions: Captions = Captions.all
+    """Which captions of a picture with several an epoch holds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +136,10 @@ class DataSpec:
     """Dialogue template of question-answer and generation documents."""
     ratio_unit: RatioUnit = RatioUnit.tokens
     """What the weights of sources are shares of."""
+    temperature: float = 0.0
+    """0 takes weights as shares; T above 0 makes shares proportional to weight x size^(1/T), size in the ratio unit."""
+    schedule_unit: ScheduleUnit = ScheduleUnit.step
+    """What the points of weight schedules count."""
     seq_len: int = 4096
     """Tokens per packed row."""
     seed: int = 0
@@ -94,3 +154,5 @@ class DataSpec:
     cache_mib: int = 256
     """Memory per loader process for decoded documents of sources small enough to be held whole, MiB; 0 reads every
     sample anew. Never changes what is read."""
+    max_broken_samples: int = 100
+    """Damaged samples of a run, over all ranks, that become masked holes before it stops; 0 stops at the first."""

@@ -21,6 +21,7 @@ import numpy as np
 from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of, write_aside
 from data_pipeline.manifest import (
+    DRAWING_COLUMNS,
     MANIFEST_NAME,
     SAMPLE_COLUMNS,
     ImageTokenizerEntry,
@@ -98,9 +99,9 @@ class ShardDirectory:
     def commit(self, task: int, writer: ShardWriter) -> None:
         """Makes a finished task durable; a task without a sample leaves no tar."""
         num_samples = writer.num_samples
-        rows, images = writer.finish()
+        rows = writer.finish()
         tar = self.shard_path(task)
-        facts: dict[str, Any] = {"num_samples": num_samples, "rejects": dict(writer.rejects), "images": images}
+        facts: dict[str, Any] = {"num_samples": num_samples, "rejects": dict(writer.rejects)}
         facts["uses_template"] = writer.uses_template
         if num_samples:
             facts |= {"bytes": tar.stat().st_size, "sha256": sha256_of(tar)}
@@ -119,7 +120,6 @@ class ShardDirectory:
         rejects: Counter[str] = Counter()
         entries: list[ShardEntry] = []
         rows: list[np.ndarray] = [np.empty(0, ROW_DTYPE)]
-        images: list[int] = []
         uses_template = False
         for task in range(num_tasks):
             part = json.loads((self.path / "parts" / f"{task:06d}.json").read_bytes())
@@ -131,16 +131,16 @@ class ShardDirectory:
             size, sha256, num_samples = part["bytes"], part["sha256"], part["num_samples"]
             entries.append(ShardEntry(name=name, bytes=size, sha256=sha256, num_samples=num_samples))
             rows.append(np.load(self.path / "parts" / f"{task:06d}.npy", allow_pickle=False))
-            images += part["images"]
         table = np.concatenate(rows)
         if not len(table):
             raise UserError(
                 f"{self.path}: no usable record in the input (rejects: {dict(rejects)}); check the raw data"
             )
         columns = {name: table[name].astype(dtype) for name, dtype in SAMPLE_COLUMNS.items()}
+        columns["uid"] = table["uid"].astype("<u8")
         columns["ptr"] = np.cumsum([0, *(entry.num_samples for entry in entries)], dtype="<i8")
         if facts.image_tokenizer is not None:
-            columns["rec"] = np.array(images, "<i8")
+            columns |= {name: table[name].astype(dtype) for name, dtype in DRAWING_COLUMNS.items()}
         for name, column in columns.items():
             write_aside(self.path / "index" / f"{name}.npy", npy_bytes(column))
         self.manifest = Manifest(

@@ -23,6 +23,7 @@ from data_pipeline.prepare.run import run_prepare
 from data_pipeline.prepare.shard import ShardWriter, npy_bytes, token_dtype
 from data_pipeline.spec import Template
 from data_pipeline.text.interface import TextTokenizer
+from data_pipeline.uid import uid_text
 
 MAX_IMAGES = 255
 """Pictures of one document; the index counts them in a byte."""
@@ -115,11 +116,13 @@ class _InterleavedPreparer:
                 name = f"{len(members)}.{segment.extension}"
                 members[name] = segment.content
                 sequence.append({"t": "image", "name": name})
-        document = {"v": 1, "id": record.identity(fields), "seq": sequence}
+        identity = record.identity(fields)
+        uid = uid_text(identity)
+        document = {"v": 1, "uid": uid, "id": identity, "seq": sequence}
         members["doc.json"] = json.dumps(document, ensure_ascii=False).encode()
         ids = [i for text in texts for i in text.ids]
         members["tok.npy"] = npy_bytes(np.array(ids, self.facts.token_dtype))
-        writer.add_sample(writer.sample_key(), members, len(ids), num_images)
+        writer.add_sample(uid, members, len(ids), num_images)
         writer.uses_template |= is_question
 
     def end_shard(self, writer: ShardWriter) -> None:

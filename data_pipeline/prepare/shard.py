@@ -4,23 +4,24 @@ Tars are byte-reproducible (ustar, times 0). The writer only notes which bytes o
 where they ended up is read back from the finished tar, so index and tar cannot disagree.
 """
 
-import hashlib
 import io
 import os
 import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from webdataset import TarWriter
 
-from data_pipeline.manifest import SAMPLE_COLUMNS
+from data_pipeline.manifest import DRAWING_COLUMNS, SAMPLE_COLUMNS
 from data_pipeline.tar_scan import Member, scan_tar
 from data_pipeline.text.interface import TextTokenizer
+from data_pipeline.uid import uid_words
 
-ROW_DTYPE = np.dtype(list(SAMPLE_COLUMNS.items()))
-"""One sample of a shard's part of the index."""
+ROW_DTYPE = np.dtype([*SAMPLE_COLUMNS.items(), ("uid", "<u8", (2,)), *DRAWING_COLUMNS.items()])
+"""One sample of a shard's part of the index; the last columns are for t2i alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,20 @@ class _Row:
     size: int
     counts: tuple[int, int, int]
     crc: int
+    uid: str
+    image: tuple[int, int] | None = None
+    """Of a drawing: first byte of its ids in vq.npy, number of its caption."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageIds:
+    """The ids that a t2i sample draws, as they lie in its record's vq.npy."""
+
+    content: bytes
+    start: int
+    """First byte of them in the array."""
+    caption_number: int
+    """Number of this sample's caption among those of the image."""
 
 
 class ShardWriter:
@@ -48,49 +63,45 @@ class ShardWriter:
         self._stream = self._aside.open("wb")
         self._tar = TarWriter(self._stream, encoder=False, mtime=0, compress=False, user="", group="")
         self._rows: list[_Row] = []
-        self._image_members: list[str] = []
 
-    def add_sample(self, key: str, members: dict[str, bytes], num_text_tokens: int, num_images: int) -> None:
+    def add_sample(self, uid: str, members: dict[str, bytes], num_text_tokens: int, num_images: int) -> None:
         """Adds one sample that is a WebDataset sample of its own."""
+        key = f"{self.path.stem}{self.num_samples:06d}"
         self._tar.write({"__key__": key, **members})
-        self._rows.append(_Row(key, "", 0, 0, (num_text_tokens, num_images, 0), 0))
+        self._rows.append(_Row(key, "", 0, 0, (num_text_tokens, num_images, 0), 0, uid))
 
-    def add_record(self, key: str, members: dict[str, bytes], ids: "FlatIds", image_rows: list[bytes]) -> None:
+    def add_record(
+        self, uids: list[str], members: dict[str, bytes], ids: "FlatIds", images: "list[ImageIds] | None" = None
+    ) -> None:
         """Adds a block record: many samples whose text ids lie in tok.npy and whose image ids lie in vq.npy.
 
         Args:
-            key: WebDataset key.
-            members: Further members by extension.
+            uids: Identities of the samples.
+            members: Further members by extension; vq.npy if there are images.
             ids: Text ids of the samples.
-            image_rows: Bytes of each sample's image ids, or nothing.
+            images: Where each sample's image ids lie.
         """
-        members = {**members, "tok.npy": npy_bytes(ids.flat()), "off.npy": npy_bytes(ids.ends())}
+        key = f"b{self.path.stem}{self.num_samples:06d}"
+        words = npy_bytes(uid_words(uids))
+        members = {**members, "uid.npy": words, "tok.npy": npy_bytes(ids.flat()), "off.npy": npy_bytes(ids.ends())}
         self._tar.write({"__key__": key, **members})
         start = 0
-        for number, row in enumerate(ids.rows):
+        for number, (uid, row) in enumerate(zip(uids, ids.rows, strict=True)):
             content = row.tobytes()
-            crc = zlib.crc32(content, zlib.crc32(image_rows[number]) if image_rows else 0)
-            counts = (len(row), 0, int(bool(image_rows)))
-            self._rows.append(_Row(key, f"{key}.tok.npy", start, len(content), counts, crc))
+            image = images[number] if images else None
+            crc = zlib.crc32(content, zlib.crc32(image.content) if image else 0)
+            counts = (len(row), 0, int(image is not None))
+            place = (image.start, image.caption_number) if image else None
+            self._rows.append(_Row(key, f"{key}.tok.npy", start, len(content), counts, crc, uid, place))
             start += len(content)
-        if image_rows:
-            self._image_members.append(f"{key}.vq.npy")
-
-    def sample_key(self) -> str:
-        """WebDataset key of the next sample: shard and row."""
-        return f"{self.path.stem}{self.num_samples:06d}"
-
-    def record_key(self) -> str:
-        """WebDataset key of the next block record: shard and its first row."""
-        return f"b{self.path.stem}{self.num_samples:06d}"
 
     @property
     def num_samples(self) -> int:
         """Samples so far."""
         return len(self._rows)
 
-    def finish(self) -> tuple[np.ndarray, list[int]]:
-        """Renames the tar into place; returns its index rows (ROW_DTYPE) and the offsets of image ids per record."""
+    def finish(self) -> np.ndarray:
+        """Renames the tar into place; returns its index rows, ROW_DTYPE [samples]."""
         self._tar.close()
         self._stream.flush()
         os.fsync(self._stream.fileno())
@@ -100,9 +111,10 @@ class ShardWriter:
         with self._aside.open("rb") as tar:
             first_of_key = _runs(members)
             rows = [self._index_row(row, by_name, first_of_key, tar) for row in self._rows]
-            images = [by_name[name].data + _npy_header_size(tar, by_name[name]) for name in self._image_members]
         self._aside.replace(self.path)
-        return np.array(rows, ROW_DTYPE), images
+        table = np.array(rows, ROW_DTYPE)
+        table["uid"] = uid_words([row.uid for row in self._rows])
+        return table
 
     def abandon(self) -> None:
         """Drops what was written, unless it has been finished."""
@@ -113,14 +125,20 @@ class ShardWriter:
 
     def _index_row(
         self, row: _Row, by_name: dict[str, Member], runs: dict[str, tuple[int, int]], tar: io.BufferedReader
-    ) -> tuple[int, int, int, int, int, int]:
-        if row.member:
-            member = by_name[row.member]
-            offset = member.data + _npy_header_size(tar, member) + row.start
-            return offset, row.size, *row.counts, row.crc
-        start, end = runs[row.key]
-        tar.seek(start)
-        return start, end - start, *row.counts, zlib.crc32(tar.read(end - start))
+    ) -> tuple[Any, ...]:
+        """One entry of ROW_DTYPE; the uid is filled in later for all."""
+        if not row.member:
+            start, end = runs[row.key]
+            tar.seek(start)
+            return start, end - start, *row.counts, zlib.crc32(tar.read(end - start)), (0, 0), 0, 0
+        member = by_name[row.member]
+        offset = member.data + _npy_header_size(tar, member) + row.start
+        if row.image is None:
+            return offset, row.size, *row.counts, row.crc, (0, 0), 0, 0
+        member = by_name[f"{row.key}.vq.npy"]
+        image_start, caption_number = row.image
+        image_offset = member.data + _npy_header_size(tar, member) + image_start
+        return offset, row.size, *row.counts, row.crc, (0, 0), image_offset, caption_number
 
 
 class FlatIds:
@@ -146,12 +164,6 @@ class FlatIds:
 def token_dtype(tokenizer: TextTokenizer) -> str:
     """Numpy dtype that holds every id of a tokenizer."""
     return "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
-
-
-def identity_hashes(names: list[str]) -> np.ndarray:
-    """u8 [n, 2]: 128 bits of the sha256 of each record's name, by which shards can be joined."""
-    digests = b"".join(hashlib.sha256(name.encode()).digest()[:16] for name in names)
-    return np.frombuffer(digests, "<u8").reshape(-1, 2)
 
 
 def npy_bytes(array: np.ndarray) -> bytes:

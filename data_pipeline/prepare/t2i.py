@@ -20,8 +20,9 @@ from data_pipeline.prepare.directory import Facts
 from data_pipeline.prepare.options import PrepareOptions, PrepareReport, Progress
 from data_pipeline.prepare.records import RawRecord, Reject, checked_text, read_picture, text_field
 from data_pipeline.prepare.run import run_prepare
-from data_pipeline.prepare.shard import FlatIds, ShardWriter, identity_hashes, npy_bytes, token_dtype
+from data_pipeline.prepare.shard import FlatIds, ImageIds, ShardWriter, npy_bytes, token_dtype
 from data_pipeline.text.interface import TextTokenizer
+from data_pipeline.uid import uid_text
 
 
 class ImageTokenizer(Protocol):
@@ -65,8 +66,10 @@ def prepare_t2i(
 class _Pending:
     """A sample that waits for its record."""
 
-    name: str
+    uid: str
     caption_ids: list[int]
+    caption_number: int
+    """Its number among the captions of the picture."""
     image: int
     """Number of its picture within the shard."""
 
@@ -128,10 +131,10 @@ class _T2iPreparer:
             picture = generation_view(decode_image(content), self._image_tokenizer.image_size)
         except ImageError as error:
             raise Reject("undecodable_image", f"image {name!r} is no usable picture: {error}") from error
-        identity = record.identity(fields)
+        uid = uid_text(record.identity(fields))
         for number, caption in enumerate(captions):
             ids = self._tokenizer.encode(caption_text(caption))
-            self._samples.append(_Pending(f"{identity}#{number}" if number else identity, ids, self._num_images))
+            self._samples.append(_Pending(uid, ids, number, self._num_images))
         self._pictures.append(picture)
         self._num_images += 1
         if len(self._pictures) >= self._batch_size:
@@ -164,10 +167,15 @@ class _T2iPreparer:
         """Writes the first samples at hand as one record."""
         self._encode()
         samples, self._samples = self._samples[: self._record_size], self._samples[self._record_size :]
-        rows = np.stack([self._image_rows[sample.image] for sample in samples]).astype("<u2")
+        images = sorted({sample.image for sample in samples})
+        row_of = {image: row for row, image in enumerate(images)}
+        rows = np.stack([self._image_rows[image] for image in images]).astype("<u2")
         ids = FlatIds(self.facts.token_dtype)
+        drawn = []
         for sample in samples:
             ids.append(sample.caption_ids)
+            row = row_of[sample.image]
+            drawn.append(ImageIds(rows[row].tobytes(), row * rows[row].nbytes, sample.caption_number))
         facts = {
             "v": 1,
             "n": len(samples),
@@ -178,10 +186,10 @@ class _T2iPreparer:
         }
         members = {
             "json": json.dumps(facts, sort_keys=True).encode(),
-            "uid.npy": npy_bytes(identity_hashes([sample.name for sample in samples])),
+            "cap.npy": npy_bytes(np.array([row_of[sample.image] for sample in samples], "<u4")),
             "vq.npy": npy_bytes(rows),
         }
-        writer.add_record(writer.record_key(), members, ids, [row.tobytes() for row in rows])
+        writer.add_record([sample.uid for sample in samples], members, ids, drawn)
         kept = self._samples[0].image if self._samples else self._num_images
         self._image_rows = {number: row for number, row in self._image_rows.items() if number >= kept}
 

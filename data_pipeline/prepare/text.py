@@ -10,8 +10,9 @@ from data_pipeline.prepare.directory import Facts
 from data_pipeline.prepare.options import PrepareOptions, PrepareReport, Progress
 from data_pipeline.prepare.records import RawRecord, text_field
 from data_pipeline.prepare.run import run_prepare
-from data_pipeline.prepare.shard import FlatIds, ShardWriter, identity_hashes, npy_bytes, token_dtype
+from data_pipeline.prepare.shard import FlatIds, ShardWriter, token_dtype
 from data_pipeline.text.interface import TextTokenizer
+from data_pipeline.uid import uid_text
 
 _BORDERS = (re.compile(r"(?<=\n\n)"), re.compile(r"(?<=\n)"))
 """After a paragraph, after a line."""
@@ -82,11 +83,9 @@ class _TextPreparer:
         for document in self._documents:
             ids.append(document)
         facts = {"v": 1, "n": len(self._documents), "tokenizer": f"sha256:{self._tokenizer.digest}"}
-        members = {
-            "json": json.dumps(facts, sort_keys=True).encode(),
-            "uid.npy": npy_bytes(identity_hashes(self._names)),
-        }
-        writer.add_record(writer.record_key(), members, ids, [])
+        writer.add_record(
+            [uid_text(name) for name in self._names], {"json": json.dumps(facts, sort_keys=True).encode()}, ids
+        )
         self._documents, self._names = [], []
 
 

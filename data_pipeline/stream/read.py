@@ -58,10 +58,10 @@ class SampleReader:
         return self._read_interleaved(i)
 
     def _read_drawing(self, i: int) -> Sample:
-        shard, row = self.source.place_of(i)
+        shard, _ = self.source.place_of(i)
         images = self.source.manifest.image_tokenizer
         assert images is not None
-        image_row = self._pread(shard, self.source.image_ids_offset(shard, row), 2 * images.num_tokens)
+        image_row = self._pread(shard, self.source.image_ids_offset(i), 2 * images.num_tokens)
         caption_row = self._row(i, shard)
         self._checked(i, shard, image_row, caption_row)
         return Sample(

@@ -12,10 +12,11 @@ from data_pipeline.dialogue import answer_text, caption_text, prompt_segments, q
 from data_pipeline.manifest import ImageTokenizerEntry
 from data_pipeline.plan.open import OpenData, open_data
 from data_pipeline.prepare.directory import Facts, ShardDirectory
-from data_pipeline.prepare.shard import FlatIds, ShardWriter, npy_bytes
+from data_pipeline.prepare.shard import FlatIds, ImageIds, ShardWriter, npy_bytes
 from data_pipeline.spec import DataSpec, ImageGeometry, SourceSpec, Task, Template
 from data_pipeline.text.interface import TextTokenizer
 from data_pipeline.text.train import train_sentencepiece
+from data_pipeline.uid import uid_text
 
 GEOMETRY = ImageGeometry(
     understanding_size=16, understanding_tokens=16, generation_size=16, generation_tokens=16, codebook_size=256
@@ -76,18 +77,18 @@ def _write_texts(path: Path, tokenizer: TextTokenizer, texts: list[str]) -> None
         ids = FlatIds("<u2")
         for number in numbers:
             ids.append(tokenizer.encode(texts[number]))
-        writer.add_record("000000", {}, ids, [])
+        writer.add_record([uid_text(f"text {number}") for number in numbers], {}, ids)
 
 
 def _write_drawings(path: Path, tokenizer: TextTokenizer, random: np.random.Generator, num_samples: int) -> None:
-    images = ImageTokenizerEntry(digest="0" * 64, image_size=16, num_tokens=16, codebook_size=256)
-    for writer, numbers in _halves(
-        path, "t2i", tokenizer, num_samples, image_tokenizer=images, record_size=num_samples
-    ):
+    entry = ImageTokenizerEntry(digest="0" * 64, image_size=16, num_tokens=16, codebook_size=256)
+    for writer, numbers in _halves(path, "t2i", tokenizer, num_samples, image_tokenizer=entry, record_size=num_samples):
         ids, rows = FlatIds("<u2"), random.integers(0, 256, (len(numbers), 16)).astype("<u2")
         for number in numbers:
             ids.append(tokenizer.encode(caption_text(f"the {NUMBERS[number % 10]}")))
-        writer.add_record("000000", {"vq.npy": npy_bytes(rows)}, ids, [row.tobytes() for row in rows])
+        images = [ImageIds(row.tobytes(), at * row.nbytes, 0) for at, row in enumerate(rows)]
+        uids = [uid_text(f"drawing {number}") for number in numbers]
+        writer.add_record(uids, {"vq.npy": npy_bytes(rows)}, ids, images)
 
 
 def _write_questions(path: Path, tokenizer: TextTokenizer, random: np.random.Generator, num_samples: int) -> None:
@@ -113,7 +114,7 @@ def _write_questions(path: Path, tokenizer: TextTokenizer, random: np.random.Gen
                 "tok.npy": npy_bytes(np.array(ids, "<u2")),
                 **members,
             }
-            writer.add_sample(f"{number:06d}", members, len(ids), num_images)
+            writer.add_sample(uid_text(f"question {number}"), members, len(ids), num_images)
 
 
 def _png(random: np.random.Generator) -> bytes:
