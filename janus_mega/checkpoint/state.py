@@ -1,10 +1,11 @@
 """What a training checkpoint holds besides tensors of the model: where the run stands.
 
 Plain integers, strings and tensors, so that nothing is ever unpickled. Data order is a pure function of the plan, so
-the position in it is one integer.
+the position in it is one integer; the cursor beside it only saves going through the plan from its beginning.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -21,6 +22,8 @@ class TrainState:
     """Digest of the compiled plan; a resume under another plan is refused by the caller."""
     config_text: str
     """The resolved configuration as YAML; also written as a file of its own."""
+    data_cursor: dict[str, Any] = field(default_factory=dict)
+    """Where the plan goes on without compiling what came before (JSON values); empty where order needs no state."""
     counters: dict[str, int | float] = field(default_factory=dict)
     """Metrics that run over the whole stage (tokens, seconds, ...)."""
     rng: dict[str, Tensor] = field(default_factory=dict)

@@ -24,6 +24,7 @@ from janus_mega.models.vision.image_tokenizer import build_vq, save_image_tokeni
 from janus_mega.models.vision.vq_training import MODULE, TASKS, build_vq_chunk, fresh_weights
 from janus_mega.parallel.groups import ProcessGroups, build_groups, init_distributed
 from janus_mega.train.janus import prepare_run_dir
+from janus_mega.train.order import FixedOrder
 from janus_mega.train.run import run
 from janus_mega.train.workload import BuiltModel, Recipe
 
@@ -48,7 +49,7 @@ class ImageTokenizerWorkload:
         self.config_text = dump(config)
         self.pictures = PictureSet([config.data.path], config.image_tokenizer.image_size)
         order = f"{self.pictures.digest} {config.data.seed} {config.global_batch_size}"
-        self.plan_digest = hashlib.sha256(order.encode()).hexdigest()
+        self.order = FixedOrder(hashlib.sha256(order.encode()).hexdigest())
 
     def build(self, groups: ProcessGroups) -> BuiltModel:
         """The whole network, all of it trainable."""

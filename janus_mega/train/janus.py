@@ -25,6 +25,7 @@ from janus_mega.models.placement import TASKS, PlacedBatch, count_labels, place_
 from janus_mega.models.sharding import ShardedParameter
 from janus_mega.models.vision.image_tokenizer import load_image_tokenizer
 from janus_mega.parallel.groups import ProcessGroups, build_groups, init_distributed
+from janus_mega.train.order import PlannedOrder
 from janus_mega.train.run import run
 from janus_mega.train.workload import BuiltModel, Recipe
 
@@ -56,7 +57,7 @@ class JanusWorkload:
             )
         self._tokenizer_path = tokenizer.path
         self.data: OpenData = open_data(config.data, tokenizer, global_batch_size=config.stage.global_batch_size)
-        self.plan_digest = self.data.plan.digest
+        self.order = PlannedOrder(self.data.plan)
         self._check_image_tokenizer()
 
     def _check_image_tokenizer(self) -> None:

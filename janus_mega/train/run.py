@@ -23,6 +23,7 @@ from janus_mega.observe.progress import Progress
 from janus_mega.observe.sinks import open_sinks
 from janus_mega.optim.param_groups import build_param_groups
 from janus_mega.parallel.groups import ProcessGroups
+from janus_mega.train.data_hook import DataHook
 from janus_mega.train.hooks import CheckpointHook, MetricsHook
 from janus_mega.train.loop import Hook, train
 from janus_mega.train.workload import Recipe, Workload
@@ -51,13 +52,15 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
     engine, shards = build_engine(workload, recipe, groups, reader)
     if reader:
         restore_moments(engine, shards, first_step, reader.read_box)
+        workload.order.restore(reader.read_state().data_cursor)
 
     def save(step: int) -> Path:
         state = TrainState(
             step=step,
             consumed_rows=step * recipe.global_batch_size,
-            plan_digest=workload.plan_digest,
+            plan_digest=workload.order.digest,
             config_text=workload.config_text,
+            data_cursor=workload.order.cursor(step),
         )
         saved = save_checkpoint(
             root,
@@ -79,6 +82,7 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
     ):
         hooks: list[Hook] = [
             MetricsHook(workload, groups, sinks, progress, recipe.logging.log_every),
+            DataHook(workload.order, groups, recipe.run_dir, recipe.logging.log_every),
             CheckpointHook(save, recipe.checkpoint.save_every),
         ]
         train(engine, workload, recipe, groups, hooks, first_step)
@@ -120,10 +124,10 @@ def build_engine(
 
 def _check_resume(reader: CheckpointReader, workload: Workload, recipe: Recipe) -> int:
     state = reader.read_state()
-    if state.plan_digest != workload.plan_digest:
+    if state.plan_digest != workload.order.digest:
         raise UserError(
             f"{recipe.run_dir}: its checkpoint at step {state.step} was trained under data plan "
-            f"{state.plan_digest[:12]}, the configuration now gives {workload.plan_digest[:12]}; "
+            f"{state.plan_digest[:12]}, the configuration now gives {workload.order.digest[:12]}; "
             "restore the sources, ratios, seed and batch size, or choose another run_dir"
         )
     return state.step

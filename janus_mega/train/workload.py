@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from janus_mega.config.schema import CheckpointConfig, LoggingConfig, OptimizerConfig, ParallelConfig
 from janus_mega.models.sharding import ShardedParameter
 from janus_mega.parallel.groups import ProcessGroups
+from janus_mega.train.order import DataOrder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,10 +59,12 @@ class Workload(Protocol):
     """Weight of each in the sum."""
     seq_len: int
     """Rows' length (1 where rows are not sequences)."""
-    plan_digest: str
-    """Identity of the data order; a resume under another is refused."""
     config_text: str
     """The resolved configuration as YAML."""
+
+    @property
+    def order(self) -> DataOrder:
+        """Which batch comes when."""
 
     def build(self, groups: ProcessGroups) -> BuiltModel:
         """This rank's chunk, frozen as configured."""

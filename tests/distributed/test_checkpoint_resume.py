@@ -17,6 +17,7 @@ from janus_mega.checkpoint.reader import open_checkpoint
 from janus_mega.config.schema import Module, ParallelConfig, Schedule
 from janus_mega.parallel.groups import build_groups
 from janus_mega.train import run as run_module
+from janus_mega.train.order import FixedOrder
 from tests.distributed.layout_runs import BARS, difference
 from tests.support.ranks import results_of_ranks
 from tests.support.tiny import STAGE1, STAGE3, TinyWorkload, fp32, tiny_recipe
@@ -37,7 +38,7 @@ def train_leg(
         options["patch"]()
     groups = build_groups(parallel.tp_size, parallel.pp_size)
     workload = TinyWorkload(trainable, parallel)
-    workload.plan_digest = options.get("plan_digest", "tiny")
+    workload.order = FixedOrder(options.get("plan_digest", "tiny"))
     recipe = tiny_recipe(run_dir, parallel, last_step, schedule=Schedule.cosine, warmup_steps=2)
     recipe = replace(recipe, num_steps=STEPS, init_from=options.get("init_from", ""))
     return str(run_module.run(workload, recipe, groups))

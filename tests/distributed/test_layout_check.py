@@ -122,9 +122,9 @@ def test_the_recipe_is_the_configuration(config: RunConfig) -> None:
 
 
 def test_another_order_is_another_plan(config: RunConfig) -> None:
-    digest = JanusWorkload(config).plan_digest
-    assert JanusWorkload(config).plan_digest == digest
-    assert JanusWorkload(replace(config, data=replace(config.data, seed=1))).plan_digest != digest
+    digest = JanusWorkload(config).order.digest
+    assert JanusWorkload(config).order.digest == digest
+    assert JanusWorkload(replace(config, data=replace(config.data, seed=1))).order.digest != digest
 
 
 def test_a_model_with_too_few_rows_is_refused(config: RunConfig) -> None:

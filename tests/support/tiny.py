@@ -28,6 +28,7 @@ from janus_mega.models.losses import task_denominators
 from janus_mega.models.placement import TASKS, PlacedBatch, count_labels, place_batch
 from janus_mega.models.sharding import ShardedParameter
 from janus_mega.parallel.groups import ProcessGroups
+from janus_mega.train.order import FixedOrder
 from janus_mega.train.workload import BuiltModel, Recipe
 
 SEQ_LEN = 96
@@ -147,7 +148,6 @@ class TinyWorkload:
     task_names = TASKS
     task_weights: dict[str, float] = {}  # noqa: RUF012
     seq_len = SEQ_LEN
-    plan_digest = "tiny"
     config_text = "name: tiny\n"
 
     def __init__(self, trainable: Iterable[Module], parallel: ParallelConfig, model: ModelConfig | None = None) -> None:
@@ -155,6 +155,7 @@ class TinyWorkload:
         self.parallel = parallel
         self.trainable = tuple(trainable)
         self.normalization = LossNormalization.per_token
+        self.order = FixedOrder("tiny")
 
     def build(self, groups: ProcessGroups) -> BuiltModel:
         chunk = build_chunk(self.model, self.parallel, LossConfig(), groups.layout)
