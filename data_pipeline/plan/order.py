@@ -9,6 +9,7 @@ import hashlib
 import numpy as np
 
 _GOLDEN = 0x9E3779B97F4A7C15
+_FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _WORD = (1 << 64) - 1
 
 
@@ -23,15 +24,42 @@ def unit_interval(*parts: int | str) -> float:
     return (stream_key(*parts) >> 11) / (1 << 53)
 
 
+def choice_keys(key: int, uids: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+    """uint64 [n]: what chance says to each (uid, epoch) under a key, the same in any process and any company.
+
+    Args:
+        key: `stream_key` of the purpose and the seed.
+        uids: uint64 [n, 2], as an index holds them.
+        epochs: int [n].
+    """
+    keys = uids[:, 0] * np.uint64(_FACTORS[0])
+    keys ^= uids[:, 1]
+    keys += epochs.astype(np.uint64) * np.uint64(_GOLDEN)
+    keys += np.uint64(key & _WORD)
+    return _mixed(keys)
+
+
+def happens(keys: np.ndarray, rate: float) -> np.ndarray:
+    """bool [n]: which of the keys that `choice_keys` gave fall into a share `rate` of all keys."""
+    if rate >= 1:
+        return np.ones(len(keys), bool)
+    return keys < np.uint64(int(max(rate, 0.0) * 2**64))
+
+
 def counter_keys(key: int, count: int) -> np.ndarray:
     """uint64 [count]: splitmix64 of the counters 0 ... count - 1 under a key; all different."""
     keys = np.arange(1, count + 1, dtype=np.uint64)
     keys *= np.uint64(_GOLDEN)
     keys += np.uint64(key & _WORD)
+    return _mixed(keys)
+
+
+def _mixed(keys: np.ndarray) -> np.ndarray:
+    """The bijection of splitmix64, in place."""
     keys ^= keys >> np.uint64(30)
-    keys *= np.uint64(0xBF58476D1CE4E5B9)
+    keys *= np.uint64(_FACTORS[0])
     keys ^= keys >> np.uint64(27)
-    keys *= np.uint64(0x94D049BB133111EB)
+    keys *= np.uint64(_FACTORS[1])
     keys ^= keys >> np.uint64(31)
     return keys
 
