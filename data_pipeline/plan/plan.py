@@ -11,7 +11,7 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +43,24 @@ class PlannedDocument(NamedTuple):
     """First token taken of the sample's document: 0 unless a long text is cut."""
     stop: int
     """Token after the last one taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRows:
+    """Documents of some rows, row after row; documents of the k-th row are row_start[k] ... row_start[k + 1] - 1."""
+
+    row_start: np.ndarray
+    """int64 [rows + 1]."""
+    source_no: np.ndarray
+    """int32 [documents]; these and the following as in `PlannedDocument`."""
+    sample_no: np.ndarray
+    """int64 [documents]."""
+    epoch: np.ndarray
+    """int32 [documents]."""
+    start: np.ndarray
+    """int64 [documents]."""
+    length: np.ndarray
+    """int64 [documents], tokens taken: stop - start."""
 
 
 class Plan:
@@ -95,20 +113,37 @@ class Plan:
         Raises:
             IndexError: The number is negative (there is no last row: sources are repeated as long as asked).
         """
-        if row_no < 0:
-            raise IndexError(f"row {row_no} of a plan; rows count from 0")
-        window_no, offset = divmod(row_no, self.window_rows)
-        window = self.window(window_no)
-        return [
-            self._planned(window, at) for at in range(int(window.row_start[offset]), int(window.row_start[offset + 1]))
-        ]
+        rows = self.rows([row_no])
+        columns = (rows.source_no, rows.sample_no, rows.epoch, rows.start, rows.start + rows.length)
+        return [PlannedDocument(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
 
-    def _planned(self, window: Window, at: int) -> PlannedDocument:
-        source_no, document = int(window.source[at]), int(window.document[at])
-        table = self.streams[source_no].table
-        sample = document if table.sample is None else int(table.sample[document])
-        start = 0 if table.start is None else int(table.start[document])
-        return PlannedDocument(source_no, sample, int(window.epoch[at]), start, start + int(window.length[at]))
+    def rows(self, row_nos: Sequence[int]) -> "PlannedRows":
+        """Documents of some rows as arrays: what `row` says of each of them, without an object per document.
+
+        Raises:
+            IndexError: As `row`.
+        """
+        parts: list[tuple[np.ndarray, ...]] = []
+        counts = [0]
+        for row_no in row_nos:
+            if row_no < 0:
+                raise IndexError(f"row {row_no} of a plan; rows count from 0")
+            window_no, offset = divmod(row_no, self.window_rows)
+            window = self.window(window_no)
+            first, last = window.row_start[offset : offset + 2].tolist()
+            parts.append(
+                (window.source[first:last], window.document[first:last], window.epoch[first:last],
+                 window.length[first:last])
+            )  # fmt: skip
+            counts.append(counts[-1] + last - first)
+        source_no, document, epoch, length = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        sample_no, start = document.copy(), np.zeros(len(document), np.int64)
+        for number, stream in enumerate(self.streams):
+            table = stream.table
+            if table.sample is not None and table.start is not None:
+                mine = np.flatnonzero(source_no == number)
+                sample_no[mine], start[mine] = table.sample[document[mine]], table.start[document[mine]]
+        return PlannedRows(np.array(counts), source_no, sample_no, epoch, start, length)
 
     def num_images(self, step: int) -> np.ndarray:
         """int64 [global_batch_size]: images to understand in each row of a step."""
