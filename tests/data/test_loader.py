@@ -44,7 +44,7 @@ def expected(shards):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
-@pytest.mark.parametrize("dp_size", [1, 2, 4])
+@pytest.mark.parametrize("dp_size", [1, 2, 4, 8])
 def test_global_batches_depend_on_neither_ranks_nor_workers(shards, expected, dp_size, num_workers):
     data = shards.open(num_workers=num_workers)
     assert hashes(data, first_step=0, num_steps=6, dp_size=dp_size) == expected[:6]
