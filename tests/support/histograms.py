@@ -1,5 +1,7 @@
 """Sources as the plan sees them, with lengths drawn from the shapes that real data has."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from data_pipeline.plan.documents import PlanSource
@@ -50,6 +52,80 @@ def long_sources(mix="stage2", seed=0):
         source("drawings", Task.generation, weights[2], drawing),
         source("prose", Task.text, weights[3], prose, can_cut=True),
     ]
+
+
+@dataclass(frozen=True)
+class StageMix:
+    """One stage of the papers: shares of tokens, and the rows per step it trained with."""
+
+    shares: dict[str, float]
+    """By kind of document, see `_LENGTHS`."""
+    global_batch_size: int
+    seq_len: int = 4096
+    """Stage I: what `advise_seq_len` picks around 4096 (the test of the advice holds them together)."""
+
+
+STAGES = {
+    "janus1": StageMix({"captions": 1, "class_names": 1}, 256),
+    "janus2": StageMix({"captions": 1, "interleaved": 1, "prose": 3, "drawings": 5}, 512),
+    "janus2_early": StageMix({"captions": 1, "interleaved": 1, "prose": 3, "class_names": 5}, 512),
+    "janus3": StageMix({"questions": 3, "conversations": 4, "prose": 3, "drawings": 10}, 256),
+    "pro1": StageMix({"captions": 1, "class_names": 3}, 256),
+    "pro2": StageMix({"captions": 1, "interleaved": 1, "prose": 3, "drawings": 5}, 512),
+    "pro3": StageMix({"questions": 2, "conversations": 3, "prose": 1, "drawings": 4}, 128),
+}
+"""The six stages (understanding : text : drawing is 1:0:1, 2:3:5, 7:3:10 and 1:0:3, 2:3:5, 5:1:4), and the first two
+thirds of Janus's stage II, which drew ImageNet alone. Understanding is split where a stage names several kinds."""
+
+_READ = 587
+"""Tokens of an understanding document beside question and answer: its image block, template, bos, eos."""
+_DRAWN = 584
+"""Tokens of a drawing beside its caption."""
+
+
+def _lognormal(random, mean, sigma, count, least):
+    return np.maximum(random.lognormal(np.log(mean) - sigma * sigma / 2, sigma, count).astype(np.int64), least)
+
+
+def _half(random, count, one, other):
+    return np.where(random.random(count) < 0.5, one, other)
+
+
+def _interleaved(random, count):
+    images = 1 + random.poisson(1.5, count)
+    return 2 + 578 * images + _lognormal(random, 815, 0.8, count, 20), images
+
+
+_LENGTHS = {
+    "class_names": lambda random, count: (_DRAWN + 1 + random.poisson(2.5, count), 0),
+    "drawings": lambda random, count: (
+        _DRAWN + _half(random, count, _lognormal(random, 15, 0.4, count, 3), _lognormal(random, 105, 0.3, count, 20)),
+        0,
+    ),
+    "captions": lambda random, count: (_READ + 10 + _lognormal(random, 190, 0.35, count, 20), 1),
+    "questions": lambda random, count: (_READ + 10 + _lognormal(random, 12, 0.5, count, 2), 1),
+    "conversations": lambda random, count: (_READ + 20 + _lognormal(random, 180, 0.7, count, 10), 1),
+    "interleaved": _interleaved,
+    "prose": lambda random, count: (_lognormal(random, 800, 1.0, count, 8), 0),
+}
+_TASKS = {"class_names": Task.generation, "drawings": Task.generation, "prose": Task.text}
+
+
+def stage_sources(stage, *, scale=1.0, seed=0):
+    """The sources of one of the papers' stages; `scale` 1 is a window of 4096 rows of 4096 with something to spare.
+
+    Documents other than prose that are longer than 4096 are left out, as when preparing.
+    """
+    shares = STAGES[stage].shares
+    sources = []
+    for name, share in shares.items():
+        random = np.random.default_rng([seed, len(name), ord(name[0])])
+        lengths, images = _LENGTHS[name](random, int(scale * 40000 * share / sum(shares.values())) + 64)
+        images = np.broadcast_to(images, lengths.shape)
+        fits = (lengths <= 4096) | (name == "prose")
+        task = _TASKS.get(name, Task.understanding)
+        sources.append(source(name, task, share, lengths[fits], images[fits], can_cut=name == "prose"))
+    return sources
 
 
 def plan_of(sources, *, seq_len=256, global_batch_size=16, window_rows=128, **changes) -> Plan:
