@@ -11,6 +11,7 @@ before anything is decoded. Resizing is Pillow's bicubic filter, which averages 
 import io
 import struct
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import simplejpeg
@@ -105,14 +106,33 @@ def generation_view(pixels: np.ndarray, size: int) -> np.ndarray:
     Raises:
         ImageError: So narrow that its enlarged long side is out of all bounds.
     """
+    return generation_crops(pixels, size, (None,))[0]
+
+
+def generation_crops(pixels: np.ndarray, size: int, places: Sequence[float | None]) -> list[np.ndarray]:
+    """Several crops of one picture: uint8 [H, W, 3] -> uint8 [3, size, size] each.
+
+    Args:
+        pixels: The picture.
+        size: Side of the crops; the short side becomes this.
+        places: Where along the long side each lies, from 0 (its beginning) to below 1 (its end); None is the middle.
+
+    Raises:
+        ImageError: So narrow that its enlarged long side is out of all bounds.
+    """
     height, width = pixels.shape[:2]
     shortest = min(height, width)
     new_width = max(round(width / shortest * size), size)
     new_height = max(round(height / shortest * size), size)
     _check_pixels(new_width, new_height)
     resized = _resize(pixels, new_width, new_height)
-    top, left = (new_height - size) // 2, (new_width - size) // 2
-    return np.ascontiguousarray(resized[top : top + size, left : left + size].transpose(2, 0, 1))  # [3, size, size]
+    crops = []
+    for place in places:
+        top, left = (
+            rest // 2 if place is None else int(place * (rest + 1)) for rest in (new_height - size, new_width - size)
+        )
+        crops.append(np.ascontiguousarray(resized[top : top + size, left : left + size].transpose(2, 0, 1)))
+    return crops  # [3, size, size] each
 
 
 def _resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
