@@ -18,9 +18,10 @@ from data_pipeline.dialogue import IMAGE, Piece, answer_text, encode_pieces, pie
 from data_pipeline.images import ImageError, decode_image, image_extension
 from data_pipeline.prepare.directory import Facts
 from data_pipeline.prepare.options import PrepareOptions, PrepareReport, Progress
-from data_pipeline.prepare.records import RawRecord, Reject, checked_text, read_picture, text_field
+from data_pipeline.prepare.records import RawRecord, Reject, checked_text, text_field
 from data_pipeline.prepare.run import run_prepare
 from data_pipeline.prepare.shard import ShardWriter, npy_bytes, token_dtype
+from data_pipeline.prepare.task import Preparer
 from data_pipeline.spec import Template
 from data_pipeline.text.interface import TextTokenizer
 from data_pipeline.uid import uid_text
@@ -75,7 +76,7 @@ class _Picture:
     extension: str
 
 
-class _InterleavedPreparer:
+class _InterleavedPreparer(Preparer):
     """Turns a record into segments and writes them at once."""
 
     def __init__(self, tokenizer: TextTokenizer, template: Template) -> None:
@@ -174,7 +175,7 @@ class _InterleavedPreparer:
 
 def _picture(record: RawRecord, name: Any) -> _Picture:
     """Reads a picture and makes sure that it decodes."""
-    content = read_picture(record, name)
+    content = record.picture(name)
     try:
         decode_image(content)
         return _Picture(content, image_extension(content))

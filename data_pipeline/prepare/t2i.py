@@ -18,7 +18,7 @@ from data_pipeline.images import ImageError, decode_image, generation_view
 from data_pipeline.manifest import ImageTokenizerEntry
 from data_pipeline.prepare.directory import Facts
 from data_pipeline.prepare.options import PrepareOptions, PrepareReport, Progress
-from data_pipeline.prepare.records import RawRecord, Reject, checked_text, read_picture, text_field
+from data_pipeline.prepare.records import RawRecord, Reject, checked_text, text_field
 from data_pipeline.prepare.run import run_prepare
 from data_pipeline.prepare.shard import FlatIds, ImageIds, ShardWriter, npy_bytes, token_dtype
 from data_pipeline.text.interface import TextTokenizer
@@ -126,7 +126,7 @@ class _T2iPreparer:
         fields = record.fields()
         captions = _captions(fields)
         name = fields.get("image")
-        content = read_picture(record, name)
+        content = record.picture(name)
         try:
             picture = generation_view(decode_image(content), self._image_tokenizer.image_size)
         except ImageError as error:

@@ -13,7 +13,7 @@ import numpy as np
 
 from data_pipeline.errors import UserError
 from data_pipeline.images import ImageError, decode_image, generation_view
-from data_pipeline.prepare.records import RawRecord, Reject, input_files, read_picture, read_records
+from data_pipeline.prepare.records import RawRecord, Reject, open_records
 
 CACHE_BYTES = 256 * 1024 * 1024
 """Cropped pictures are kept in memory if all of them fit in this."""
@@ -34,14 +34,15 @@ class PictureSet:
         """
         self.size = size
         self._records: dict[tuple[Path, str], RawRecord] = {}
-        for record in read_records(input_files(inputs)):
+        source = open_records(inputs)
+        for record in source.read(0, source.count()):
             try:
                 name = record.fields().get("image")
             except Reject as error:
                 raise UserError(f"{record}: {error}; correct or remove the record") from error
             if not isinstance(name, str):
                 raise UserError(f"{record}: no 'image' in this record; give records of pictures, one 'image' each")
-            self._records.setdefault((record.file.parent, name), record)
+            self._records.setdefault((record.home, name), record)
         if not self._records:
             raise UserError(f"{', '.join(map(str, inputs))}: no record; give a .jsonl with pictures")
         self._keys = list(self._records)
@@ -66,7 +67,7 @@ class PictureSet:
         key = self._keys[number]
         record = self._records[key]
         try:
-            picture = generation_view(decode_image(read_picture(record, key[1])), self.size)
+            picture = generation_view(decode_image(record.picture(key[1])), self.size)
         except (Reject, ImageError) as error:
             raise UserError(f"{record}: image {key[1]!r}: {error}; correct or remove the record") from error
         if self._cache is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from data_pipeline.plan.report import describe_plan
 from data_pipeline.prepare.interleaved import prepare_interleaved
 from data_pipeline.prepare.options import PrepareReport, Progress
-from data_pipeline.prepare.records import count_records
+from data_pipeline.prepare.records import open_records
 from data_pipeline.prepare.t2i import prepare_t2i
 from data_pipeline.prepare.text import prepare_text
 from data_pipeline.text.interface import TextTokenizer
@@ -54,7 +54,7 @@ def make_shards(workspace: Workspace, config: RunConfig) -> dict[str, dict[str, 
     rank, size = rank_and_size()
     tokenizer = load_text_tokenizer(workspace.text_tokenizer)
     mine = SOURCES[rank::size]
-    counts = {source: count_records([workspace.raw / f"{source}.jsonl"]) for source in mine}
+    counts = {source: open_records([workspace.raw / f"{source}.jsonl"]).count() for source in mine}
     total, before, sizes = sum(counts.values()), 0, {}
     with Bar("shards", total, enabled=rank == 0) as bar:
         for source in mine:
