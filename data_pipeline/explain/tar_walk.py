@@ -9,7 +9,7 @@ because that is the reader under webdataset whose view has to be explained.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 BLOCK = 512
@@ -98,7 +98,7 @@ def walk_tar(stream: io.BufferedIOBase, size: int) -> Iterator[Entry | Damage]:
         yield Damage("empty_tar", 0, "", "the file has 0 bytes")
 
 
-def _member(stream: io.BufferedIOBase, block: bytes, at: int, size: int) -> Iterator[Entry | Damage]:
+def _member(stream: io.BufferedIOBase, block: bytes, at: int, size: int) -> Generator[Entry | Damage, None, int]:
     """Yields the member whose first header is `block`; returns where the next one is, or -1 where there is none."""
     first = at
     name = link = ""
@@ -148,7 +148,7 @@ def _member(stream: io.BufferedIOBase, block: bytes, at: int, size: int) -> Iter
     return entry.end
 
 
-def _after_end(stream: io.BufferedIOBase, at: int, size: int) -> Iterator[Damage]:
+def _after_end(stream: io.BufferedIOBase, at: int, size: int) -> Generator[Damage, None, int]:
     """Reports what follows the end-of-archive block; returns where members go on, or -1."""
     position = at
     while position < size:
