@@ -7,8 +7,10 @@ import numpy as np
 from data_pipeline.dialogue import DialogueBuilder
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Source, open_source
+from data_pipeline.masks.store import mask_digest, read_masks
 from data_pipeline.plan.documents import PlanSource
 from data_pipeline.plan.plan import Plan, compile_plan
+from data_pipeline.plan.schedule import WeightCurve
 from data_pipeline.spec import DataSpec, SourceSpec, Task
 from data_pipeline.text.interface import TextTokenizer
 
@@ -32,17 +34,17 @@ class OpenData:
 
 
 def open_data(spec: DataSpec, tokenizer: TextTokenizer, *, global_batch_size: int) -> OpenData:
-    """Opens the sources that have weight and compiles the plan over them. Reads no sample.
+    """Opens the sources that ever have weight and compiles the plan over them. Reads no sample.
 
     Raises:
         UserError: A source is missing, damaged or empty, was prepared for another tokenizer, template or geometry,
-            cannot feed its task, or holds a document that does not fit into a row.
+            cannot feed its task, holds a document that does not fit into a row, or lacks a mask that is named.
     """
     builder = DialogueBuilder(tokenizer, spec.template, spec.geometry)
     opened: dict[str, Source] = {}
     plan_sources = []
     for name, source_spec in spec.sources.items():
-        if source_spec.weight == 0:
+        if not WeightCurve(source_spec.weight, tuple(source_spec.schedule)).is_used:
             continue
         source = opened[name] = open_source(source_spec.path)
         plan_sources.append(_plan_source(name, source_spec, source, builder))
@@ -64,7 +66,15 @@ def _plan_source(name: str, spec: SourceSpec, source: Source, builder: DialogueB
         digest=source.digest,
         task=spec.task,
         weight=spec.weight,
+        schedule=tuple(spec.schedule),
+        max_epochs=spec.max_epochs,
+        on_exhausted=spec.on_exhausted,
         lengths=builder.document_lengths(source),
         num_images=np.asarray(source.num_und_images),
         can_cut=source.kind == "text",
+        left_out=read_masks(source, list(spec.masks)) if spec.masks else None,
+        masks={mask: mask_digest(source, mask) for mask in spec.masks},
+        captions=spec.captions,
+        caption_number=source.caption_number,
+        uids=source.uids,
     )

@@ -166,7 +166,7 @@ class _Totals:
                 SourceReport(
                     name=source.name,
                     task=source.task.value,
-                    planned_share=self._plan.mixture.shares[number],
+                    planned_share=self._plan.mixture.shares(0)[number] / 10**12,
                     realised_share=float(amounts[number] / amounts.sum()),
                     token_share=float(self.tokens[number] / self.tokens.sum()),
                     tokens=int(self.tokens[number]),

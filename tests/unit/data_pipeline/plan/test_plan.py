@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import UserError
-from data_pipeline.plan.plan import compile_plan, difference
+from data_pipeline.plan.difference import difference
+from data_pipeline.plan.plan import compile_plan
+from data_pipeline.plan.schedule import WHOLE
 from data_pipeline.schema import TaskId
 from data_pipeline.spec import DataSpec, ImageGeometry, RatioUnit, Task, Template
 from tests.support.histograms import long_sources, plan_of, short_sources, source
@@ -57,26 +59,13 @@ def test_long_texts_come_in_pieces_that_cover_them():
         assert all(left[1] == right[0] for left, right in pairwise(found))
 
 
-@pytest.mark.parametrize("unit", RatioUnit)
-def test_shares_are_exact_within_a_document_after_every_window_and_do_not_drift(unit):
-    plan = plan_of(short_sources(), ratio_unit=unit)
-    amounts = np.zeros(len(plan.sources))
-    longest = np.array([stream.longest for stream in plan.streams]) if unit is RatioUnit.tokens else np.ones(3)
-    for window_no in range(40):
-        window = plan.window(window_no)
-        weights = window.length if unit is RatioUnit.tokens else None
-        amounts += np.bincount(window.source, weights, len(amounts))
-        error = np.abs(amounts - np.array(plan.mixture.shares) * amounts.sum())
-        assert (error <= longest).all()
-
-
 @pytest.mark.parametrize("global_batch_size", [8, 64])
 @pytest.mark.parametrize("sources", [short_sources(), short_sources(text=False)], ids=["mix", "stage1"])
 def test_every_task_keeps_its_share_in_every_step(sources, global_batch_size):
     plan = plan_of(sources, global_batch_size=global_batch_size)
     quota = np.zeros(3)
-    for share, taken in zip(plan.mixture.shares, plan.sources, strict=True):
-        quota[TaskId[taken.task.name]] += share
+    for share, taken in zip(plan.mixture.shares(0), plan.sources, strict=True):
+        quota[TaskId[taken.task.name]] += share / WHOLE
     rows = rows_of(plan, 4 * 128)
     for first in range(0, len(rows), global_batch_size):
         tokens = sum(tokens_by_task(plan, row) for row in rows[first : first + global_batch_size])
