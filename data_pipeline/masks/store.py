@@ -54,9 +54,7 @@ def write_mask(
             f"{source.path}: mask {name!r} is {left_out.dtype} {list(left_out.shape)}, the source needs bool "
             f"[{source.num_samples}]; make the mask for this source"
         )
-    stream = io.BytesIO()
-    np.save(stream, left_out.astype(np.uint8), allow_pickle=False)
-    content = stream.getvalue()
+    content = npy_bytes(left_out.astype(np.uint8))
     digest = hashlib.sha256(content).hexdigest()
     facts = {
         "v": _VERSION,
@@ -178,6 +176,13 @@ def remove_mask(source: Source, name: str) -> None:
         array_path.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{array_path}: the mask cannot be removed ({error.strerror}); delete its files") from error
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """A .npy file of an array."""
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
 
 
 def _paths(source: Source, name: str) -> tuple[Path, Path]:
