@@ -64,10 +64,49 @@ def question_pieces(template: Template, question: str, num_images: int = 0, syst
 
     Images come first, each followed by a newline, as DeepSeek's examples have it.
     """
+    return _asked(template, message_pieces(question, num_images), system)
+
+
+def message_pieces(text: str, num_images: int = 0) -> tuple[Piece, ...]:
+    """What a user says: images first, each followed by a newline, then the text."""
+    images = [piece for _ in range(num_images) for piece in (IMAGE, Piece("\n"))]
+    return _join((*images, Piece(text.strip())))
+
+
+def _asked(template: Template, message: Iterable[Piece], system: str) -> tuple[Piece, ...]:
     user, assistant = _roles(template)
     opening = Piece(f"{system.strip()}\n\n" if system.strip() else "")
-    images = [piece for _ in range(num_images) for piece in (IMAGE, Piece("\n"))]
-    return _join((opening, *user, Piece(": "), *images, Piece(f"{question.strip()}\n\n"), *assistant, Piece(":")))
+    return _join((opening, *user, Piece(": "), *message, Piece("\n\n"), *assistant, Piece(":")))
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the user said, images where they stand in it, and the answer."""
+
+    message: tuple[Piece, ...]
+    answer: str
+
+
+def conversation_pieces(
+    template: Template, turns: Sequence[Turn], system: str = ""
+) -> tuple[tuple[tuple[Piece, ...], bool], ...]:
+    """A conversation as stretches, each with whether it is learnt: prompt, answer, prompt, answer...
+
+    As DeepSeek renders it: every answer ends in eos and the next user's turn follows that at once. The last answer is
+    given without eos, because documents end in one. The first prompt is that of `question_pieces`.
+    """
+    stretches: list[tuple[tuple[Piece, ...], bool]] = []
+    for number, turn in enumerate(turns):
+        is_last = number == len(turns) - 1
+        end = () if is_last else (Piece(special.EOS, is_special=True),)
+        stretches.append((_asked(template, turn.message, "" if number else system), False))
+        stretches.append(((Piece(answer_text(turn.answer)), *end), True))
+    return tuple(stretches)
+
+
+def pair_text(caption: str) -> str:
+    """A caption as it follows its image, where the two alone are a document."""
+    return caption.strip()
 
 
 def answer_text(answer: str) -> str:
@@ -188,6 +227,11 @@ class DialogueBuilder:
                 f"{self.template.value}, so prompts would differ between training and inference; "
                 "use one without dummy prefix that keeps spaces with the word after them and newlines alone"
             )
+
+    @property
+    def around_caption(self) -> tuple[np.ndarray, np.ndarray]:
+        """int32: what stands before the caption of a drawing (bos and on) and after it (up to begin-of-image)."""
+        return self._before_caption, self._after_caption
 
     # ---- prompts -------------------------------------------------------------------------------------------------
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.prepare.directory import Facts
+from data_pipeline.prepare.meta import Meta, sample_meta
 from data_pipeline.prepare.options import PrepareOptions, PrepareReport, Progress
 from data_pipeline.prepare.records import RawRecord, text_field
 from data_pipeline.prepare.run import run_prepare
 from data_pipeline.prepare.shard import FlatIds, ShardWriter, token_dtype
+from data_pipeline.prepare.task import Preparer
 from data_pipeline.text.interface import TextTokenizer
 from data_pipeline.uid import uid_text
 
@@ -38,21 +40,21 @@ def prepare_text(
     return run_prepare(_TextPreparer(tokenizer, options), inputs, Path(out), options, progress)
 
 
-class _TextPreparer:
+class _TextPreparer(Preparer):
     """Collects documents and writes a record whenever one is full."""
 
     def __init__(self, tokenizer: TextTokenizer, options: PrepareOptions) -> None:
         self._tokenizer = tokenizer
         self._record_size = options.record_size
         self._max_tokens = options.max_document_tokens
+        self._keep = options.importing.keep_columns
         self.facts = Facts(
             kind="text",
             text_tokenizer=tokenizer.digest,
             token_dtype=token_dtype(tokenizer),
             record_size=options.record_size,
         )
-        self._documents: list[list[int]] = []
-        self._names: list[str] = []
+        self.abandon()
 
     def settings(self) -> dict[str, Any]:
         """What the bytes depend on."""
@@ -69,9 +71,11 @@ class _TextPreparer:
         if not text:
             writer.rejects["empty_text"] += 1
             return
+        meta = sample_meta(fields, self._keep)
         for number, ids in enumerate(cut_text(text, self._tokenizer, self._max_tokens)):
             self._documents.append(ids)
-            self._names.append(f"{identity}#{number}" if number else identity)
+            self._uids.append(uid_text(f"{identity}#{number}" if number else identity))
+            self._metas.append(meta)
             if len(self._documents) == self._record_size:
                 self.end_shard(writer)
 
@@ -83,10 +87,15 @@ class _TextPreparer:
         for document in self._documents:
             ids.append(document)
         facts = {"v": 1, "n": len(self._documents), "tokenizer": f"sha256:{self._tokenizer.digest}"}
-        writer.add_record(
-            [uid_text(name) for name in self._names], {"json": json.dumps(facts, sort_keys=True).encode()}, ids
-        )
-        self._documents, self._names = [], []
+        members = {"json": json.dumps(facts, sort_keys=True).encode()}
+        writer.add_record(self._uids, members, ids, metas=self._metas)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Forgets the record at hand."""
+        self._documents: list[list[int]] = []
+        self._uids: list[str] = []
+        self._metas: list[Meta] = []
 
 
 def cut_text(text: str, tokenizer: TextTokenizer, max_tokens: int) -> list[list[int]]:
