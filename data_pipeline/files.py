@@ -3,15 +3,22 @@
 import hashlib
 import os
 from pathlib import Path
+from typing import IO
 
 
-def write_aside(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader sees all of it or the state before."""
-    aside = path.with_name(path.name + ".tmp")
+def write_aside(path: Path, content: bytes, aside: Path | None = None) -> None:
+    """Writes a file so that a reader sees all of it or the state before; `aside` is where it is written first."""
+    aside = aside or path.with_name(path.name + ".tmp")
     with aside.open("wb") as stream:
         stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+        sync_and_replace(stream, aside, path)
+
+
+def sync_and_replace(stream: IO[bytes], aside: Path, path: Path) -> None:
+    """Ends the writing of `aside`: on the disk, closed, then renamed to `path`."""
+    stream.flush()
+    os.fsync(stream.fileno())
+    stream.close()
     aside.replace(path)
 
 

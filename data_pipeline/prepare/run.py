@@ -1,39 +1,20 @@
-"""The loop that all prepare commands share: read records, do the tasks that are not done, finish the directory."""
+"""What all prepare commands share: which tasks are left, who does them, and joining them once none is.
 
-from collections.abc import Iterable, Sequence
-from itertools import islice
+Tasks are fixed slices of the records, so one process, a pool of them (`workers`) and the jobs of a cluster's array
+(`jobs`, `job`) write the same bytes. Whoever finds all tasks done joins them; that several do at once is no harm.
+"""
+
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from data_pipeline.errors import UserError
 from data_pipeline.manifest import Manifest
-from data_pipeline.prepare.directory import Facts, ShardDirectory
-from data_pipeline.prepare.options import OnBad, PrepareOptions, PrepareReport, Progress
-from data_pipeline.prepare.records import RawRecord, Reject, count_records, input_files, read_records
-from data_pipeline.prepare.shard import ShardWriter
-
-
-class Preparer(Protocol):
-    """One kind of shards: turns raw records into samples."""
-
-    facts: Facts
-    """For the manifest; complete once all tasks are done."""
-
-    def settings(self) -> dict[str, Any]:
-        """What its output depends on besides the options and the input, ready for JSON."""
-        ...
-
-    def add(self, record: RawRecord, writer: ShardWriter) -> None:
-        """Adds the samples of a record.
-
-        Raises:
-            Reject: The record cannot be used.
-        """
-        ...
-
-    def end_shard(self, writer: ShardWriter) -> None:
-        """Writes what is still held back for this shard."""
-        ...
+from data_pipeline.prepare.directory import ShardDirectory
+from data_pipeline.prepare.inputs import describe_inputs
+from data_pipeline.prepare.options import Counts, PrepareOptions, PrepareReport, Progress, Tally
+from data_pipeline.prepare.pool import do_in_pool
+from data_pipeline.prepare.records import open_records
+from data_pipeline.prepare.task import Preparer, Work, do_task
 
 
 def run_prepare(
@@ -43,78 +24,56 @@ def run_prepare(
     options: PrepareOptions,
     progress: Progress | None,
 ) -> PrepareReport:
-    """Prepares a directory, or continues one.
+    """Prepares a directory, or continues one; with several jobs, this job's share of it.
 
     Raises:
         UserError: Bad input, a broken record (unless skipped), or a directory made otherwise.
     """
-    files = input_files(inputs)
-    directory = ShardDirectory(out, _settings(preparer, files, options))
-    total = count_records(files)
-    num_tasks = -(-total // options.samples_per_shard)
-    if directory.manifest is not None:
-        return _report(directory.manifest, out, len(directory.manifest.shards))
-    kept = done = 0
-    records = read_records(files)
-    for task in range(num_tasks):
-        batch = list(islice(records, options.samples_per_shard))
-        if directory.is_done(task):
-            kept += 1
-            done += len(batch)
-        else:
-            done = _do_task(preparer, directory, task, batch, _Ticker(progress, done, total, options.on_bad))
+    options.check()
+    source = open_records(inputs, options.importing)
+    preprocessing = preparer.facts.image_tokenizer.preprocessing if preparer.facts.image_tokenizer else ""
+    directory = ShardDirectory(out, _settings(preparer, options), describe_inputs(source.files()), preprocessing)
+    manifest = directory.read_manifest()
+    if manifest is not None:
+        return _report(manifest, out, len(manifest.shards))
+    num_records = source.count()
+    work = Work(preparer, source, directory, num_records, options.samples_per_shard, options.on_bad)
+    mine = range(options.job, work.num_tasks, options.jobs)
+    todo = [task for task in mine if not directory.is_done(task)]
+    tally = Tally(
+        records=sum(len(work.slice_of(task)) for task in mine),
+        kept=sum(len(work.slice_of(task)) for task in mine) - sum(len(work.slice_of(task)) for task in todo),
+    )
+    _do(work, todo, min(options.workers, len(todo)), tally, progress)
+    missing = set(range(work.num_tasks)) - directory.done_tasks()
+    if missing and directory.read_manifest() is None:
+        return _partial_report(preparer, directory, tally, len(mine), len(mine) - len(todo), len(missing))
+    return _report(directory.finish(work.num_tasks, preparer.facts), out, len(mine) - len(todo))
+
+
+def _do(work: Work, todo: list[int], workers: int, tally: Tally, progress: Progress | None) -> None:
+    """Does tasks, here or in a pool."""
+
+    def made(counts: Counts) -> None:
+        tally.made.add(counts)
         if progress is not None:
-            progress(done, total)
-    return _report(directory.finish(num_tasks, preparer.facts), out, kept)
+            progress(tally)
+
+    made(Counts())
+    if workers > 1:
+        do_in_pool(work, todo, workers, made)
+        return
+    for task in todo:
+        do_task(work, task, made)
 
 
-class _Ticker:
-    """Where the work stands, and what to do about a broken record."""
-
-    def __init__(self, progress: Progress | None, done: int, total: int, on_bad: OnBad) -> None:
-        self.progress = progress
-        self.done = done
-        self.total = total
-        self.on_bad = on_bad
-
-    def tick(self) -> None:
-        """One record more is done."""
-        self.done += 1
-        if self.progress is not None and self.done % 64 == 0:
-            self.progress(self.done, self.total)
-
-
-def _do_task(
-    preparer: Preparer, directory: ShardDirectory, task: int, records: Sequence[RawRecord], ticker: _Ticker
-) -> int:
-    """Writes one shard; returns how many records are done then."""
-    writer = ShardWriter(directory.shard_path(task))
-    try:
-        for record in records:
-            try:
-                preparer.add(record, writer)
-            except Reject as reject:
-                if ticker.on_bad is OnBad.error:
-                    raise UserError(
-                        f"{record}: {reject}; correct or remove the record, or pass --on-bad skip to leave such out"
-                    ) from reject
-                writer.rejects[reject.reason] += 1
-            ticker.tick()
-        preparer.end_shard(writer)
-        directory.commit(task, writer)
-    except BaseException:
-        writer.abandon()
-        raise
-    return ticker.done
-
-
-def _settings(preparer: Preparer, files: list[Path], options: PrepareOptions) -> dict[str, Any]:
-    """All that the output's bytes depend on. Inputs count by name and size, not by place."""
+def _settings(preparer: Preparer, options: PrepareOptions) -> dict[str, Any]:
+    """All that the output's bytes depend on besides the raw files."""
     return {
         "kind": preparer.facts.kind,
-        "inputs": [[path.name, path.stat().st_size] for path in files],
         "samples_per_shard": options.samples_per_shard,
         "on_bad": options.on_bad.value,
+        **options.importing.settings(),
         **preparer.settings(),
     }
 
@@ -129,4 +88,21 @@ def _report(manifest: Manifest, out: Path, kept: int) -> PrepareReport:
         num_shards=len(manifest.shards),
         num_shards_kept=kept,
         rejects=dict(manifest.rejects),
+    )
+
+
+def _partial_report(
+    preparer: Preparer, directory: ShardDirectory, tally: Tally, num_shards: int, kept: int, missing: int
+) -> PrepareReport:
+    """Of a job that is not the last: what it made itself."""
+    return PrepareReport(
+        path=directory.path,
+        kind=preparer.facts.kind,
+        num_samples=tally.made.samples,
+        num_text_tokens=tally.made.text_tokens,
+        num_images=tally.made.images,
+        num_shards=num_shards,
+        num_shards_kept=kept,
+        num_shards_missing=missing,
+        rejects=dict(sorted(tally.made.rejects.items())),
     )

@@ -5,9 +5,9 @@ where they ended up is read back from the finished tar, so index and tar cannot 
 """
 
 import io
-import os
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 from webdataset import TarWriter
 
+from data_pipeline.files import sync_and_replace
 from data_pipeline.manifest import DRAWING_COLUMNS, SAMPLE_COLUMNS
+from data_pipeline.prepare.asides import aside_of
+from data_pipeline.prepare.meta import Meta, meta_member
 from data_pipeline.tar_scan import Member, scan_tar
 from data_pipeline.text.interface import TextTokenizer
 from data_pipeline.uid import uid_words
@@ -59,19 +62,35 @@ class ShardWriter:
         """Records left out, by reason."""
         self.uses_template = False
         """Whether a sample was rendered with the dialogue template."""
-        self._aside = path.with_name(path.name + ".tmp")
+        self.num_text_tokens = 0
+        """Text ids so far."""
+        self.num_images = 0
+        """Pictures so far, each once however many captions it has."""
+        self.metas: list[Meta] = []
+        """What is known of each sample besides."""
+        self._aside = aside_of(path)
         self._stream = self._aside.open("wb")
         self._tar = TarWriter(self._stream, encoder=False, mtime=0, compress=False, user="", group="")
         self._rows: list[_Row] = []
 
-    def add_sample(self, uid: str, members: dict[str, bytes], num_text_tokens: int, num_images: int) -> None:
-        """Adds one sample that is a WebDataset sample of its own."""
+    def add_sample(
+        self, uid: str, members: dict[str, bytes], num_text_tokens: int, num_images: int, meta: Meta | None = None
+    ) -> None:
+        """Adds one sample that is a WebDataset sample of its own; `meta` goes into the index."""
         key = f"{self.path.stem}{self.num_samples:06d}"
         self._tar.write({"__key__": key, **members})
         self._rows.append(_Row(key, "", 0, 0, (num_text_tokens, num_images, 0), 0, uid))
+        self.num_text_tokens += num_text_tokens
+        self.num_images += num_images
+        self.metas.append(meta or {})
 
     def add_record(
-        self, uids: list[str], members: dict[str, bytes], ids: "FlatIds", images: "list[ImageIds] | None" = None
+        self,
+        uids: list[str],
+        members: dict[str, bytes],
+        ids: "FlatIds",
+        images: "list[ImageIds] | None" = None,
+        metas: Sequence[Meta] = (),
     ) -> None:
         """Adds a block record: many samples whose text ids lie in tok.npy and whose image ids lie in vq.npy.
 
@@ -80,11 +99,15 @@ class ShardWriter:
             members: Further members by extension; vq.npy if there are images.
             ids: Text ids of the samples.
             images: Where each sample's image ids lie.
+            metas: What is known of each sample: into the index, and as meta.json into the record.
         """
         key = f"b{self.path.stem}{self.num_samples:06d}"
         words = npy_bytes(uid_words(uids))
         members = {**members, "uid.npy": words, "tok.npy": npy_bytes(ids.flat()), "off.npy": npy_bytes(ids.ends())}
+        if any(metas):
+            members["meta.json"] = meta_member(metas)
         self._tar.write({"__key__": key, **members})
+        self.metas += list(metas) or [{}] * len(uids)
         start = 0
         for number, (uid, row) in enumerate(zip(uids, ids.rows, strict=True)):
             content = row.tobytes()
@@ -94,6 +117,8 @@ class ShardWriter:
             place = (image.start, image.caption_number) if image else None
             self._rows.append(_Row(key, f"{key}.tok.npy", start, len(content), counts, crc, uid, place))
             start += len(content)
+            self.num_text_tokens += len(row)
+            self.num_images += int(image is not None and image.caption_number == 0)
 
     @property
     def num_samples(self) -> int:
@@ -101,17 +126,18 @@ class ShardWriter:
         return len(self._rows)
 
     def finish(self) -> np.ndarray:
-        """Renames the tar into place; returns its index rows, ROW_DTYPE [samples]."""
+        """Renames the tar into place, if there is a sample; returns its index rows, ROW_DTYPE [samples]."""
         self._tar.close()
+        if not self._rows:
+            self.abandon()
+            return np.empty(0, ROW_DTYPE)
         self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
         members = list(scan_tar(self._aside))
         by_name = {member.name: member for member in members}
         with self._aside.open("rb") as tar:
             first_of_key = _runs(members)
             rows = [self._index_row(row, by_name, first_of_key, tar) for row in self._rows]
-        self._aside.replace(self.path)
+        sync_and_replace(self._stream, self._aside, self.path)
         table = np.array(rows, ROW_DTYPE)
         table["uid"] = uid_words([row.uid for row in self._rows])
         return table

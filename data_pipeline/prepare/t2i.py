@@ -1,45 +1,40 @@
 """Captioned pictures to block records of image ids and caption ids: what drawing is learnt from.
 
-The image tokenizer is injected, so that this room stays torch-free. A picture with several captions is encoded once and
-becomes one sample per caption. The dialogue template is not baked in: captions are stored as they follow a colon.
+The image tokenizer is injected, so that this room stays torch-free. A picture is encoded and its ids are stored once,
+however many captions it has; each caption is a sample of the same uid. Crops of one picture lie side by side. The
+dialogue template is not baked in: captions are stored as they follow a colon.
 """
 
 import json
+import os
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from data_pipeline.dialogue import caption_text
 from data_pipeline.errors import UserError
-from data_pipeline.images import ImageError, decode_image, generation_view
+from data_pipeline.images import ImageError
 from data_pipeline.manifest import ImageTokenizerEntry
+from data_pipeline.prepare.crops import crops_of, distinct, preprocessing
 from data_pipeline.prepare.directory import Facts
+from data_pipeline.prepare.encoding import Ahead, ImageTokenizer, PictureEncoder
 from data_pipeline.prepare.options import PrepareOptions, PrepareReport, Progress
 from data_pipeline.prepare.records import RawRecord, Reject, checked_text, text_field
 from data_pipeline.prepare.run import run_prepare
 from data_pipeline.prepare.shard import FlatIds, ImageIds, ShardWriter, npy_bytes, token_dtype
+from data_pipeline.prepare.task import Preparer
 from data_pipeline.text.interface import TextTokenizer
 from data_pipeline.uid import uid_text
 
-
-class ImageTokenizer(Protocol):
-    """A frozen image tokenizer, as prepare needs it."""
-
-    image_size: int
-    """Side of the pictures, pixels."""
-    num_tokens: int
-    """Ids per picture."""
-    codebook_size: int
-    """Number of ids."""
-    digest: str
-    """sha256 over weights and preprocessing, hex."""
-
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """Pictures uint8 [n, 3, image_size, image_size] to ids uint16 [n, num_tokens] in raster order."""
-        ...
+MAX_CAPTIONS = 256
+"""Captions of one picture; the index numbers them in a byte."""
+MAX_THREADS = 8
+"""Threads of one process that read and decode pictures."""
 
 
 def prepare_t2i(
@@ -63,19 +58,29 @@ def prepare_t2i(
 
 
 @dataclass(frozen=True, slots=True)
-class _Pending:
-    """A sample that waits for its record."""
+class _Loaded:
+    """What threads make of a record."""
 
     uid: str
-    caption_ids: list[int]
-    caption_number: int
-    """Its number among the captions of the picture."""
-    image: int
-    """Number of its picture within the shard."""
+    captions: list[str]
+    crops: list[np.ndarray]
+    """The different ones, uint8 [3, size, size]."""
+    which: list[int]
+    """Which of them each stored crop is."""
 
 
-class _T2iPreparer:
-    """Encodes pictures in batches and writes a record whenever one is full."""
+@dataclass(frozen=True, slots=True)
+class _Drawing:
+    """A picture that waits for its ids and its record."""
+
+    uid: str
+    caption_ids: list[list[int]]
+    crops: list[int]
+    """Number of each crop among the encoder's pictures."""
+
+
+class _T2iPreparer(Preparer):
+    """Encodes pictures in batches and writes a record whenever one is full and its ids are known."""
 
     def __init__(self, tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer, options: PrepareOptions) -> None:
         if not 0 < image_tokenizer.codebook_size <= 1 << 16:
@@ -85,37 +90,68 @@ class _T2iPreparer:
             )
         self._tokenizer = tokenizer
         self._image_tokenizer = image_tokenizer
-        self._record_size = options.record_size
-        self._batch_size = options.encode_batch_size
-        entry = ImageTokenizerEntry(
+        self._options = options
+        self._entry = ImageTokenizerEntry(
             digest=image_tokenizer.digest,
             image_size=image_tokenizer.image_size,
             num_tokens=image_tokenizer.num_tokens,
             codebook_size=image_tokenizer.codebook_size,
+            num_variants=options.crops,
+            preprocessing=preprocessing(image_tokenizer.image_size, options.crops, options.flips),
         )
         self.facts = Facts(
             kind="t2i",
             text_tokenizer=tokenizer.digest,
             token_dtype=token_dtype(tokenizer),
-            image_tokenizer=entry,
+            image_tokenizer=self._entry,
             record_size=options.record_size,
         )
-        self._begin_shard()
+        self.lookahead = 2 * options.encode_batch_size
+        threads = len(os.sched_getaffinity(0)) // options.workers
+        self._loading: Ahead[_Loaded] = Ahead(max(1, min(threads, MAX_THREADS)))
+        self._encoder = PictureEncoder(image_tokenizer, options.encode_batch_size)
+        self.abandon()
 
-    def _begin_shard(self) -> None:
-        self._samples: list[_Pending] = []
-        self._pictures: list[np.ndarray] = []
-        self._image_rows: dict[int, np.ndarray] = {}
-        self._num_images = 0
+    def abandon(self) -> None:
+        """See Preparer."""
+        self._loading.close()
+        self._encoder.close()
+        self._full: deque[list[_Drawing]] = deque()
+        self._open: list[_Drawing] = []
+        self._num_open = 0
 
     def settings(self) -> dict[str, Any]:
         """What the bytes depend on; batches can change the last bit of an encoder's sums."""
+        entry = asdict(self._entry)
+        del entry["preprocessing"]  # a newer library may open what an older one has finished
         return {
             "text_tokenizer": self._tokenizer.digest,
-            "image_tokenizer": asdict(self.facts.image_tokenizer) if self.facts.image_tokenizer else None,
-            "record_size": self._record_size,
-            "encode_batch_size": self._batch_size,
+            "image_tokenizer": entry,
+            "record_size": self._options.record_size,
+            "encode_batch_size": self._options.encode_batch_size,
+            "flips": self._options.flips,
         }
+
+    def announce(self, record: RawRecord) -> None:
+        """Has its picture read, decoded and cropped in a thread."""
+        self._loading.ask(partial(self._load, record))
+
+    def _load(self, record: RawRecord) -> _Loaded:
+        """Everything about a record that needs neither its neighbours nor a tokenizer.
+
+        Raises:
+            Reject: No picture, no caption, or a picture that does not decode.
+        """
+        fields = record.fields()
+        captions = _captions(fields)
+        uid = uid_text(record.identity(fields))
+        name = fields.get("image")
+        content = record.picture(name)
+        try:
+            crops = crops_of(content, uid, self._entry.image_size, self._options.crops, self._options.flips)
+        except ImageError as error:
+            raise Reject("undecodable_image", f"image {name!r} is no usable picture: {error}") from error
+        return _Loaded(uid, captions, *distinct(crops))
 
     def add(self, record: RawRecord, writer: ShardWriter) -> None:
         """Adds a picture with its captions.
@@ -123,75 +159,63 @@ class _T2iPreparer:
         Raises:
             Reject: No picture, no caption, or a picture that does not decode.
         """
-        fields = record.fields()
-        captions = _captions(fields)
-        name = fields.get("image")
-        content = record.picture(name)
-        try:
-            picture = generation_view(decode_image(content), self._image_tokenizer.image_size)
-        except ImageError as error:
-            raise Reject("undecodable_image", f"image {name!r} is no usable picture: {error}") from error
-        uid = uid_text(record.identity(fields))
-        for number, caption in enumerate(captions):
-            ids = self._tokenizer.encode(caption_text(caption))
-            self._samples.append(_Pending(uid, ids, number, self._num_images))
-        self._pictures.append(picture)
-        self._num_images += 1
-        if len(self._pictures) >= self._batch_size:
-            self._encode()
-        while len(self._samples) >= self._record_size:
-            self._write_record(writer)
+        loaded = self._loading.take()
+        numbers = [self._encoder.add(crop) for crop in loaded.crops]
+        captions = [self._tokenizer.encode(caption_text(caption)) for caption in loaded.captions]
+        if self._open and self._num_open + len(captions) > self._options.record_size:
+            self._close_record()
+        self._open.append(_Drawing(loaded.uid, captions, [numbers[crop] for crop in loaded.which]))
+        self._num_open += len(captions)
+        self._write_records(writer)
 
     def end_shard(self, writer: ShardWriter) -> None:
         """Writes the rest and forgets this shard."""
-        while self._samples:
-            self._write_record(writer)
-        self._begin_shard()
+        self._encoder.flush()
+        if self._open:
+            self._close_record()
+        self._write_records(writer)
+        self.abandon()
 
-    def _encode(self) -> None:
-        """Turns the pictures at hand into ids."""
-        if not self._pictures:
-            return
-        first = self._num_images - len(self._pictures)
-        ids = self._image_tokenizer.encode(np.stack(self._pictures))
-        expected = (len(self._pictures), self._image_tokenizer.num_tokens)
-        if ids.shape != expected or ids.dtype != np.uint16 or int(ids.max()) >= self._image_tokenizer.codebook_size:
-            raise UserError(
-                f"the image tokenizer gave {ids.dtype} {ids.shape} with ids up to {int(ids.max())}; it promises uint16 "
-                f"{expected} below {self._image_tokenizer.codebook_size}: correct the tokenizer"
-            )
-        self._image_rows.update(enumerate(ids, start=first))
-        self._pictures = []
+    def _close_record(self) -> None:
+        self._full.append(self._open)
+        self._open, self._num_open = [], 0
 
-    def _write_record(self, writer: ShardWriter) -> None:
-        """Writes the first samples at hand as one record."""
-        self._encode()
-        samples, self._samples = self._samples[: self._record_size], self._samples[self._record_size :]
-        images = sorted({sample.image for sample in samples})
-        row_of = {image: row for row, image in enumerate(images)}
-        rows = np.stack([self._image_rows[image] for image in images]).astype("<u2")
+    def _write_records(self, writer: ShardWriter) -> None:
+        """Writes the full records whose last picture has its ids."""
+        while self._full and max(self._full[0][-1].crops) < self._encoder.num_ready:
+            self._write_record(self._full.popleft(), writer)
+
+    def _write_record(self, drawings: list[_Drawing], writer: ShardWriter) -> None:
+        rows = np.stack([self._row(drawing) for drawing in drawings]).astype("<u2")  # [images, crops * num_tokens]
         ids = FlatIds(self.facts.token_dtype)
-        drawn = []
-        for sample in samples:
-            ids.append(sample.caption_ids)
-            row = row_of[sample.image]
-            drawn.append(ImageIds(rows[row].tobytes(), row * rows[row].nbytes, sample.caption_number))
+        uids, image_rows, drawn = [], [], []
+        for row, drawing in enumerate(drawings):
+            for number, caption_ids in enumerate(drawing.caption_ids):
+                ids.append(caption_ids)
+                uids.append(drawing.uid)
+                image_rows.append(row)
+                drawn.append(ImageIds(rows[row].tobytes(), row * rows[row].nbytes, number))
         facts = {
             "v": 1,
-            "n": len(samples),
-            "vq": f"sha256:{self._image_tokenizer.digest}",
-            "codebook": self._image_tokenizer.codebook_size,
-            "image_size": self._image_tokenizer.image_size,
+            "n": len(uids),
+            "vq": f"sha256:{self._entry.digest}",
+            "codebook": self._entry.codebook_size,
+            "image_size": self._entry.image_size,
+            "crops": self._entry.num_variants,
+            "preprocessing": self._entry.preprocessing,
             "text_tokenizer": f"sha256:{self._tokenizer.digest}",
         }
         members = {
             "json": json.dumps(facts, sort_keys=True).encode(),
-            "cap.npy": npy_bytes(np.array([row_of[sample.image] for sample in samples], "<u4")),
+            "cap.npy": npy_bytes(np.array(image_rows, "<u4")),
             "vq.npy": npy_bytes(rows),
         }
-        writer.add_record([sample.uid for sample in samples], members, ids, drawn)
-        kept = self._samples[0].image if self._samples else self._num_images
-        self._image_rows = {number: row for number, row in self._image_rows.items() if number >= kept}
+        writer.add_record(uids, members, ids, drawn)
+
+    def _row(self, drawing: _Drawing) -> np.ndarray:
+        """Ids of all crops of a picture, uint16 [crops * num_tokens]."""
+        ids = {number: self._encoder.take(number) for number in sorted(set(drawing.crops))}
+        return np.concatenate([ids[number] for number in drawing.crops])
 
 
 def _captions(fields: dict[str, Any]) -> list[str]:
@@ -210,4 +234,6 @@ def _captions(fields: dict[str, Any]) -> list[str]:
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise Reject("empty_text", "the caption is empty")
+    if len(texts) > MAX_CAPTIONS:
+        raise Reject("too_many_captions", f"{len(texts)} captions of one picture, at most {MAX_CAPTIONS} are allowed")
     return texts

@@ -1,69 +1,18 @@
 """`janus-mega data ...`: raw data to shards, and what shards and mixtures will give."""
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from data_pipeline.errors import UserError
-from data_pipeline.prepare.options import OnBad, PrepareOptions
-from data_pipeline.spec import Template
+from janus_mega.cli.prepare import prepare_app
 
 data_app = typer.Typer(
     help="Prepare shards, look into them, and see what a mixture will give.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-
-
-class Kind(Enum):
-    """What raw records become."""
-
-    text = "text"
-    interleaved = "interleaved"
-    t2i = "t2i"
-
-
-@data_app.command()
-def prepare(
-    kind: Annotated[Kind, typer.Argument(help="What the records are: see docs/formats.md.")],
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Text files, .jsonl, or directories.")],
-    out: Annotated[Path, typer.Option(help="Directory to write, or to continue.")],
-    text_tokenizer: Annotated[Path, typer.Option(help="sentencepiece .model, or a directory with tokenizer.json.")],
-    image_tokenizer: Annotated[Path | None, typer.Option(help="Directory of the image tokenizer (t2i).")] = None,
-    template: Annotated[Template, typer.Option(help="Dialogue template of questions.")] = Template.deepseek,
-    samples_per_shard: Annotated[int, typer.Option(help="Records per shard; also the unit of restart.")] = 10_000,
-    on_bad: Annotated[OnBad, typer.Option(help="A broken record stops the command, or is left out.")] = OnBad.error,
-) -> None:
-    """Write shards and their index from raw records; continues where it was interrupted."""
-    from data_pipeline.prepare.interleaved import prepare_interleaved
-    from data_pipeline.prepare.t2i import prepare_t2i
-    from data_pipeline.prepare.text import prepare_text
-    from data_pipeline.text.load import load_text_tokenizer
-    from janus_mega.cli.show import prepare_lines
-    from janus_mega.observe.progress import Progress
-
-    if (kind is Kind.t2i) != (image_tokenizer is not None):
-        raise UserError(
-            f"data prepare {kind.value}: --image-tokenizer is for t2i, and t2i needs it; correct the options"
-        )
-    tokenizer = load_text_tokenizer(text_tokenizer)
-    options = PrepareOptions(samples_per_shard=samples_per_shard, on_bad=on_bad)
-    with Progress(f"prepare {kind.value}", 0) as progress:
-        if image_tokenizer is not None:
-            from janus_mega.models.vision.image_tokenizer import load_image_tokenizer
-
-            images = load_image_tokenizer(image_tokenizer)
-            report = prepare_t2i(inputs, out, tokenizer, images, options=options, progress=progress.reach)
-        elif kind is Kind.text:
-            report = prepare_text(inputs, out, tokenizer, options=options, progress=progress.reach)
-        else:
-            report = prepare_interleaved(
-                inputs, out, tokenizer, template=template, options=options, progress=progress.reach
-            )
-    for line in prepare_lines(report):
-        print(line)
+data_app.add_typer(prepare_app)
 
 
 @data_app.command()

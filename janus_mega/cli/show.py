@@ -20,7 +20,7 @@ from janus_mega.observe.throughput import StepCounts, training_flops
 
 if TYPE_CHECKING:
     from data_pipeline.plan.report import PlanReport
-    from data_pipeline.prepare.options import PrepareReport
+    from data_pipeline.prepare.options import Counts, PrepareReport
     from janus_mega.checkpoint.reader import CheckpointReader
 
 KEY_WIDTH = 44
@@ -114,12 +114,32 @@ def plan_lines(report: "PlanReport") -> Iterator[str]:
 def prepare_lines(report: "PrepareReport") -> Iterator[str]:
     """Yields what a prepare command wrote."""
     yield f"{report.path}: {report.num_samples:,} samples of kind {report.kind} in {report.num_shards} shards"
+    if report.num_shards_missing:
+        yield _row("left to other tasks", f"{report.num_shards_missing} shards; the last task to end writes the index")
     yield _row("text tokens", f"{report.num_text_tokens:,}")
     yield _row("images", f"{report.num_images:,}")
     if report.num_shards_kept:
         yield _row("finished before", f"{report.num_shards_kept} shards")
     for reason, count in sorted(report.rejects.items()):
         yield _row(f"left out: {reason}", f"{count:,}")
+
+
+def tally_note(made: "Counts", elapsed_s: float) -> str:
+    """Returns how fast prepare is and what it left out, for the end of a line of progress."""
+    if elapsed_s <= 0 or not made.records:
+        return ""
+    rates = {"records": made.records, "tokens": made.text_tokens, "images": made.images}
+    parts = [f"{_short(count / elapsed_s)} {name}/s" for name, count in rates.items() if count]
+    rejects = [f"{count:,} {reason}" for reason, count in sorted(made.rejects.items())]
+    return ", ".join(parts + ([f"left out: {', '.join(rejects)}"] if rejects else []))
+
+
+def _short(value: float) -> str:
+    """Three digits or so: 3.2, 412, 1.3k, 27M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
 
 
 def _row(name: str, value: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from data_pipeline.plan.report import describe_plan
 from data_pipeline.prepare.interleaved import prepare_interleaved
-from data_pipeline.prepare.options import PrepareReport, Progress
+from data_pipeline.prepare.options import PrepareReport, Progress, Tally
 from data_pipeline.prepare.records import open_records
 from data_pipeline.prepare.t2i import prepare_t2i
 from data_pipeline.prepare.text import prepare_text
@@ -59,8 +59,8 @@ def make_shards(workspace: Workspace, config: RunConfig) -> dict[str, dict[str, 
     with Bar("shards", total, enabled=rank == 0) as bar:
         for source in mine:
 
-            def reach(done: int, _: int, before: int = before) -> None:
-                bar.reach(before + done, total)
+            def reach(tally: Tally, before: int = before) -> None:
+                bar.reach(before + tally.done, total)
 
             report = _prepare(workspace, config, source, tokenizer, reach)
             sizes[source] = {"samples": report.num_samples, "text_tokens": report.num_text_tokens}

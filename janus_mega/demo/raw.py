@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipeline.prepare.options import Progress
 from janus_mega.demo import digits
 from janus_mega.demo.prose import Prose, Text, collect_prose
 
@@ -44,7 +43,11 @@ class RawData:
 
 
 def write_raw(
-    root: Path, side: int, counts: digits.RecordCounts, seed: int = 0, progress: Progress | None = None
+    root: Path,
+    side: int,
+    counts: digits.RecordCounts,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> RawData:
     """Writes the raw directory and returns its content.
 

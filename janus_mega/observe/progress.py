@@ -42,7 +42,7 @@ class Progress:
         self._enabled = enabled
         self._stream = stream or sys.stderr
         self._seconds_between_lines = seconds_between_lines
-        self._done = 0
+        self._done = self._done_before = 0
         self._done_on_line = -1
         self._note = ""
         self._start_s = self._last_line_s = time.monotonic()
@@ -74,12 +74,19 @@ class Progress:
         elif self._enabled and time.monotonic() - self._last_line_s >= self._seconds_between_lines:
             self._write_line()
 
-    def reach(self, done: int, total: int) -> None:
+    def reach(self, done: int, total: int, note: str = "") -> None:
         """Reports that `done` of `total` units are done: for work that learns its total as it goes."""
         self._total = total
         if self._bar is not None:
             self._bar.update(self._task, total=total)
-        self.advance(done - self._done)
+        self.advance(done - self._done, note)
+
+    def resume(self, done: int, total: int) -> None:
+        """Says that `done` units were done before this began, so that they do not count for the time left."""
+        self._done = self._done_before = done
+        self._total = total
+        if self._bar is not None:
+            self._bar.reset(self._task, total=total, completed=done)
 
     def _write_line(self) -> None:
         now_s = time.monotonic()
@@ -90,8 +97,9 @@ class Progress:
             parts[0] += f" ({100 * self._done // self._total} %)"
         if self._done >= self._total:
             parts.append(f"took {clock(elapsed_s)}")
-        elif self._done:
-            parts.append(f"{clock(elapsed_s / self._done * (self._total - self._done))} left")
+        elif self._done > self._done_before:
+            left_s = elapsed_s / (self._done - self._done_before) * (self._total - self._done)
+            parts.append(f"{clock(left_s)} left")
         parts += [self._note] if self._note else []
         self._stream.write(", ".join(parts) + "\n")
         self._stream.flush()

@@ -272,7 +272,12 @@ def test_finished_shards_are_not_made_again(raw, tokenizer, tmp_path, monkeypatc
     assert not list((tmp_path / "out").rglob("*.tmp"))
     images, seen = ColourTokenizer(), []
     report = prepare_t2i(
-        [raw["t2i"]], tmp_path / "out", tokenizer, images, options=OPTIONS, progress=lambda *step: seen.append(step)
+        [raw["t2i"]],
+        tmp_path / "out",
+        tokenizer,
+        images,
+        options=OPTIONS,
+        progress=lambda tally: seen.append((tally.done, tally.records)),
     )
     assert (report.num_shards_kept, report.num_shards, images.num_encoded) == (1, 3, 7)
     assert seen[0] == (5, 12) and seen[-1] == (12, 12)

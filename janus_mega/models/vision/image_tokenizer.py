@@ -14,6 +14,7 @@ Shapes: `n` pictures, `t` ids of one (num_tokens), side = image_size.
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from janus_mega.config.schema import ImageTokenizerConfig
 from janus_mega.config.validate_model import image_tokenizer_rules
 from janus_mega.models.vision.siglip import normalize_pixels
 from janus_mega.models.vision.vq import PIXEL_CHANNELS, VqModel, unit
+from janus_mega.parallel.platform import device_of_rank
 
 FORMAT = "janus-image-tokenizer/1"
 """Marks a directory's config.json; another major version is refused."""
@@ -38,13 +40,28 @@ WEIGHTS_FILE = "model.safetensors"
 CODEBOOK = "quantize.embedding.weight"
 UNIT_TOLERANCE = 1e-6
 """Rows this close to unit length are left as they are, so that loading and saving again changes no bit."""
+MAX_BATCH = 64
+"""Pictures that run at a time at most."""
+BATCH_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
+"""What the widest features of a batch may take, by type of device."""
+LIVE_FEATURES = 6
+"""Feature maps of the input's size that a forward pass holds at a time, workspace of the convolutions included."""
 
 
 class FrozenImageTokenizer:
-    """The `ImageTokenizer` of data preparation and of drawing: numpy in, numpy out, fixed weights in fp32."""
+    """The `ImageTokenizer` of data preparation and of drawing: numpy in, numpy out, fixed weights in fp32.
 
-    def __init__(self, model: VqModel, config: ImageTokenizerConfig, batch_size: int = 64) -> None:
-        """Take over `model` (frozen in place, codes scaled to unit length); `batch_size` pictures run at a time."""
+    One that was loaded from a directory pickles as its path: another process loads it onto the device of its own rank.
+    """
+
+    def __init__(self, model: VqModel, config: ImageTokenizerConfig, batch_size: int | None = None) -> None:
+        """Take over `model` (frozen in place, codes scaled to unit length).
+
+        Args:
+            model: the network, on its device.
+            config: its sizes.
+            batch_size: pictures that run at a time; default: what suits the network's width and the device.
+        """
         self.config = config
         self.image_size = config.image_size
         self.codebook_size = config.codebook_size
@@ -53,8 +70,14 @@ class FrozenImageTokenizer:
         codebook = self.model.quantize.embedding.weight
         codebook.copy_(with_unit_rows(codebook))
         self.digest = tokenizer_digest(model.state_dict(), config.image_size)
-        self._batch_size = batch_size
         self._device = model.quant_conv.weight.device
+        self._batch_size = batch_size or pictures_at_once(config, self._device)
+        self._path: Path | None = None
+
+    def __reduce__(self) -> Any:
+        if self._path is None:
+            return FrozenImageTokenizer, (self.model, self.config, self._batch_size)
+        return _load_again, (self._path,)
 
     @torch.no_grad()
     def encode(self, images: np.ndarray) -> np.ndarray:
@@ -95,6 +118,19 @@ class FrozenImageTokenizer:
             part = torch.from_numpy(ids[start : start + self._batch_size].astype(np.int64))
             images[start : start + len(part)] = to_uint8(self.model.decode(part.to(self._device))).cpu().numpy()
         return images
+
+
+def pictures_at_once(config: ImageTokenizerConfig, device: torch.device) -> int:
+    """How many pictures to encode at a time: as many as memory for the widest features allows, a power of two."""
+    picture_bytes = LIVE_FEATURES * 4 * config.base_channels * config.image_size**2
+    fitting = max(1, BATCH_BYTES.get(device.type, BATCH_BYTES["cpu"]) // picture_bytes)
+    return min(MAX_BATCH, 1 << (fitting.bit_length() - 1))
+
+
+def encoding_device() -> torch.device:
+    """The device that this process encodes on: the GPU of its local rank (counted around), else the CPU."""
+    num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return device_of_rank(int(os.environ.get("LOCAL_RANK", "0")) % max(num_devices, 1))
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
@@ -141,7 +177,14 @@ def save_image_tokenizer(model: VqModel, config: ImageTokenizerConfig, path: Pat
     write_aside(path / CONFIG_FILE, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def load_image_tokenizer(path: Path, device: torch.device | None = None, batch_size: int = 64) -> FrozenImageTokenizer:
+def _load_again(path: Path) -> FrozenImageTokenizer:
+    """What a pickled tokenizer becomes: loaded anew, onto the device of the process that unpickles it."""
+    return load_image_tokenizer(path, encoding_device())
+
+
+def load_image_tokenizer(
+    path: Path, device: torch.device | None = None, batch_size: int | None = None
+) -> FrozenImageTokenizer:
     """Load a directory that `save_image_tokenizer` wrote, onto `device` (default CPU).
 
     Raises:
@@ -158,7 +201,9 @@ def load_image_tokenizer(path: Path, device: torch.device | None = None, batch_s
             f"{weights_path} is not the file that {CONFIG_FILE} beside it vouches for (sha256 differs); copy both again"
         )
     model = build_vq(config, load_file(weights_path))
-    return FrozenImageTokenizer(model.to(device or torch.device("cpu")), config, batch_size)
+    tokenizer = FrozenImageTokenizer(model.to(device or torch.device("cpu")), config, batch_size)
+    tokenizer._path = path
+    return tokenizer
 
 
 def tokenizer_digest(weights: Mapping[str, Tensor], image_size: int) -> str:
