@@ -90,6 +90,8 @@ class Plan:
         self.seq_len = spec.seq_len
         self.window_rows: int = identity["window_rows"]
         """Rows compiled at a time: data.window_rows rounded up to whole global batches."""
+        self.steps_per_window = self.window_rows // self.global_batch_size
+        """Steps that share one window, and so one set of shares."""
         self.mixture = _mixture_of(self.sources, self.streams, spec)
         self._tasks = [TaskId[source.task.name] for source in self.sources]
         self._shape = WindowShape(self.window_rows, spec.seq_len, self.global_batch_size, spec.seed)
@@ -111,14 +113,18 @@ class Plan:
         if window_no in self._windows:
             self._windows.move_to_end(window_no)
             return self._windows[window_no]
-        window = self._compile(self._cursor(window_no))
+        window = self._compile(self.cursor(window_no))
         while len(self._windows) >= _WINDOWS_KEPT:
             self._windows.popitem(last=False)
         self._windows[window_no] = window
         return window
 
-    def _cursor(self, window_no: int) -> Cursor:
-        """The state before a window; compiles the windows between it and the nearest known one."""
+    def cursor(self, window_no: int) -> Cursor:
+        """The state before a window; compiles the windows between it and the nearest known one.
+
+        Raises:
+            PlanEnded: The plan ends before the window before it.
+        """
         at = window_no
         while at not in self._cursors:
             at -= 1
@@ -165,7 +171,7 @@ class Plan:
         """
         if any(left is not None for left in self.mixture.limits):
             try:
-                self._cursor(-(-limit * self.global_batch_size // self.window_rows))
+                self.cursor(-(-limit * self.global_batch_size // self.window_rows))
             except PlanEnded as ended:
                 return ended.step if ended.step < limit else None
         return None
@@ -225,7 +231,7 @@ class Plan:
 
     def cursor_at(self, step: int) -> dict[str, Any]:
         """State from which step `step` can be compiled without the windows before it, as JSON values."""
-        cursor = self._cursor(step * self.global_batch_size // self.window_rows)
+        cursor = self.cursor(step * self.global_batch_size // self.window_rows)
         return {"plan": self.digest, **asdict(cursor)}
 
     def restore(self, cursor: dict[str, Any]) -> None:
