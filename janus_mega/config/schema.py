@@ -31,6 +31,13 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class Backend(Enum):
+    """Who owns gradients and optimizer: DeepSpeed ZeRO, or megatron's DistributedOptimizer (state cut over dp)."""
+
+    deepspeed = "deepspeed"
+    megatron = "megatron"
+
+
 class Recompute(Enum):
     """Which activations are computed again in backward instead of kept."""
 
@@ -151,8 +158,10 @@ class ParallelConfig:
     """Pipeline-parallel ranks."""
     sequence_parallel: bool = False
     """Cut activations between tp blocks along the sequence; needs tp_size > 1."""
+    backend: Backend = Backend.deepspeed
+    """Whose gradient reduction and optimizer train the model; they agree, checkpoints fit both."""
     zero_stage: int = 1
-    """DeepSpeed ZeRO stage: 1, or 2 and 3 at pp_size 1."""
+    """DeepSpeed ZeRO stage: 1, or 2 and 3 at pp_size 1; the megatron backend is always stage 1."""
     micro_batch_size: int = 1
     """Rows per forward pass of one dp rank."""
     recompute: Recompute = Recompute.none

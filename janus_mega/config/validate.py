@@ -12,6 +12,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.spec import DataSpec, Task
 from janus_mega.config import derive
 from janus_mega.config.schema import (
+    Backend,
     Module,
     OptimizerConfig,
     ParallelConfig,
@@ -119,6 +120,11 @@ def parallel_rules(parallel: ParallelConfig, world_size: int) -> Iterator[str]:
         )
     if parallel.zero_stage not in (1, 2, 3):
         yield f"parallel.zero_stage {parallel.zero_stage} is not 1, 2 or 3"
+    elif parallel.zero_stage > 1 and parallel.backend is Backend.megatron:
+        yield (
+            f"parallel.zero_stage {parallel.zero_stage} with parallel.backend megatron: its optimizer cuts state over "
+            "dp, nothing else; set parallel.zero_stage to 1 or parallel.backend to deepspeed"
+        )
     elif parallel.zero_stage > 1 and parallel.pp_size > 1:
         yield (
             f"parallel.zero_stage {parallel.zero_stage} with parallel.pp_size {parallel.pp_size}: ZeRO-2 and 3 reduce "

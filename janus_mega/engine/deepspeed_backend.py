@@ -1,43 +1,26 @@
-"""DeepSpeed ZeRO as the engine of a step: megatron's schedule runs the micro-batches, DeepSpeed owns the rest.
-
-Order of a step: label counts are summed over dp (so that every micro-batch's loss is already scaled right), the
-schedule runs forward and backward, DeepSpeed reduces gradients, clips on the global norm and updates.
-"""
+"""DeepSpeed ZeRO as the engine of a step: megatron's schedule runs the micro-batches, DeepSpeed owns the rest."""
 
 import os
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from janus_mega.config.schema import OptimizerConfig, ParallelConfig
+from janus_mega.config.schema import OptimizerConfig
 from janus_mega.engine.anchors import AnchoredChunk
 from janus_mega.engine.ds_config import deepspeed_config
-from janus_mega.engine.interface import ScaleLosses, StepResult
+from janus_mega.engine.interface import MOMENTS, ScaleLosses
 from janus_mega.engine.mpu import Mpu
-from janus_mega.engine.schedule import ScheduledChunk, run_schedule
+from janus_mega.engine.schedule import ScheduledChunk
+from janus_mega.engine.step import EngineSettings, ScheduledEngine
 from janus_mega.optim.param_groups import ParamGroup
 from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.parallel.replicated import sum_replicated_gradients
 
 
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """What an engine is built from besides the model."""
-
-    parallel: ParallelConfig
-    optimizer: OptimizerConfig
-    task_names: tuple[str, ...]
-    seq_len: int
-    """Rows' length (1 where rows are not sequences)."""
-
-
-class DeepSpeedEngine:
+class DeepSpeedEngine(ScheduledEngine):
     """Trains one chunk under ZeRO; implements `interface.Engine`."""
 
     def __init__(
@@ -66,62 +49,60 @@ class DeepSpeedEngine:
         self._lr_scales = [group.lr_scale for group in param_groups]
         self._scheduled = ScheduledChunk(chunk, self._engine)
 
-    def train_step(self, micro_batches: Sequence[Any], label_counts: Tensor, lr: float) -> StepResult:
-        """One optimizer step over this dp rank's micro-batches.
-
-        Args:
-            micro_batches: what the chunk's forward takes, the same number on every rank.
-            label_counts: int64 [tasks], labels in them; summed over dp here.
-            lr: learning rate before group scales.
-
-        Raises:
-            FloatingPointError: the loss is not finite; nothing was updated.
-            Collective over: world.
-        """
-        start = time.perf_counter()
-        global_counts = label_counts.to(self.groups.device, copy=True)
-        dist.all_reduce(global_counts, group=self.groups.dp)
-        global_counts = global_counts.cpu()
-        scales = self._scale_losses(global_counts)
-        sums = run_schedule(
-            self._scheduled,
-            micro_batches,
-            scales.to(self.groups.device),
-            self.settings.seq_len,
-            self.settings.parallel.micro_batch_size,
-        )
-        total = self._sum_losses(sums)
-        if not torch.isfinite(total).all():
-            raise FloatingPointError(f"loss sums per task are {total.tolist()}; the step was not applied")
-        forward_backward_s = time.perf_counter() - start
+    def _update(self, lr: float) -> float:
+        """DeepSpeed has reduced in backward or does so now; it clips and steps."""
         for group, scale in zip(self.optimizer.param_groups, self._lr_scales, strict=True):
             group["lr"] = lr * scale
         self._engine.step()
-        grad_norm = float(self._engine.get_global_grad_norm())
-        divisor = self.groups.layout.dp_size * len(micro_batches)
-        names = self.settings.task_names
-        return StepResult(
-            loss=float(torch.dot(total, scales.double())) / divisor,
-            task_losses={
-                name: float(total[i]) / int(global_counts[i]) for i, name in enumerate(names) if global_counts[i] > 0
-            },
-            label_counts={name: int(global_counts[i]) for i, name in enumerate(names)},
-            grad_norm=grad_norm,
-            lr=lr,
-            seconds={
-                "forward_backward": forward_backward_s,
-                "update": time.perf_counter() - start - forward_backward_s,
-            },
-        )
+        return float(self._engine.get_global_grad_norm())
 
-    def _sum_losses(self, sums: Tensor | None) -> Tensor:
-        """fp64 [tasks] on the CPU: loss sums of the global batch, equal on all ranks. Collective over: world."""
-        layout = self.groups.layout
-        total = torch.zeros(len(self.settings.task_names), dtype=torch.float64, device=self.groups.device)
-        if sums is not None:
-            total += sums.double()
-        dist.all_reduce(total)
-        return total.cpu() / layout.tp_size  # tp ranks hold the same sums
+    def fragment(self, parameter: nn.Parameter, moment: str | None = None) -> tuple[Tensor, int] | None:
+        """What this rank optimizes of a parameter; see `interface.StatefulEngine`."""
+        if hasattr(parameter, "ds_id"):
+            return self._zero3_fragment(parameter, moment)
+        mapping = getattr(parameter, "_hp_mapping", None)
+        if mapping is None:
+            return None
+        address, start = mapping.get_hp_fragment_address(), mapping.lp_fragment_address.start
+        if moment is None:
+            return mapping.get_hp_fragment(), start
+        # Looked up in AdamW itself: DeepSpeed links moments to fragments after its first group stepped, so those of
+        # later groups are missing from its own table.
+        inner = self.optimizer.optimizer
+        state = inner.state[inner.param_groups[mapping.param_group_index]["params"][0]]
+        return (state[moment].narrow(0, address.start, address.numel), start) if moment in state else None
+
+    def _zero3_fragment(self, parameter: Any, moment: str | None) -> tuple[Tensor, int] | None:
+        if not parameter.requires_grad:
+            return _without_padding(parameter, parameter.ds_tensor.float())
+        zero = self.optimizer
+        flat = zero.get_local_fp32_param(parameter)
+        if moment is not None:
+            group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
+            state = zero.optimizer.state[zero.fp32_partitioned_groups_flat[group]]
+            if moment not in state:
+                return None
+            flat = state[moment].narrow(0, offset, size)
+        return _without_padding(parameter, flat)
+
+    def create_moments(self, step: int) -> None:
+        """Makes AdamW look as after `step` updates, with moments of zero."""
+        zero = self.optimizer
+        flats = getattr(zero, "fp32_partitioned_groups_flat", None)
+        if flats is None:
+            flats = [parameter for group in zero.optimizer.param_groups for parameter in group["params"]]
+        for flat in flats:
+            state = zero.optimizer.state[flat]
+            state["step"] = torch.tensor(float(step))
+            for moment in MOMENTS:
+                state[moment] = torch.zeros_like(flat)
+
+
+def _without_padding(parameter: Any, flat: Tensor) -> tuple[Tensor, int] | None:
+    """ZeRO-3 gives every dp rank an equal part; the last parts may be padding."""
+    start = parameter.ds_tensor.ds_numel * dist.get_rank(parameter.ds_process_group)
+    size = min(flat.numel(), parameter.ds_numel - start)
+    return (flat.flatten()[:size], start) if size > 0 else None
 
 
 def _adamw(param_groups: list[ParamGroup], config: OptimizerConfig) -> torch.optim.AdamW:

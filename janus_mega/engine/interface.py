@@ -4,7 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from janus_mega.parallel.groups import ProcessGroups
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's state per element."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +49,20 @@ class Engine(Protocol):
 
     def train_step(self, micro_batches: Sequence[Any], label_counts: Tensor, lr: float) -> StepResult:
         """One optimizer step. Collective over: world."""
+
+
+class StatefulEngine(Engine, Protocol):
+    """An engine whose optimizer state can be told and filled, see `state`."""
+
+    groups: ProcessGroups
+
+    def fragment(self, parameter: nn.Parameter, moment: str | None = None) -> tuple[Tensor, int] | None:
+        """What this rank optimizes of a parameter: (flat view, its start in the flattened parameter).
+
+        Args:
+            parameter: one of the chunk's.
+            moment: one of MOMENTS; None for the fp32 weights.
+        """
+
+    def create_moments(self, step: int) -> None:
+        """Makes the optimizer look as after `step` updates, with moments of zero."""

@@ -10,6 +10,7 @@ import types
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 _CPU = torch.device("cpu")
 
@@ -54,3 +55,21 @@ def use_cpu_platform() -> None:
     torch.cuda.manual_seed = lambda seed: torch.manual_seed(seed)  # type: ignore[assignment]
     megatron_random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
     megatron_random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
+
+
+class CudaNamesMeanCpu(TorchFunctionMode):
+    """While it is entered, `device="cuda"` is the CPU and CPU tensors call themselves `torch.cuda.*`.
+
+    megatron's distributed optimizer spells both in many places. The mode costs a Python call per torch call, so it is
+    entered for building and stepping the optimizer only, never for forward and backward.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Rewrites the device on the way in and the type's name on the way out."""
+        kwargs = dict(kwargs or {})
+        if "cuda" in str(kwargs.get("device")):
+            kwargs["device"] = _CPU
+        result = func(*args, **kwargs)
+        if func is torch.Tensor.type and isinstance(result, str):
+            return result.replace("torch.", "torch.cuda.")
+        return result

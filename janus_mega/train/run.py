@@ -15,8 +15,12 @@ from data_pipeline.errors import UserError
 from janus_mega.checkpoint.manager import apply_retention, find_latest, save_checkpoint
 from janus_mega.checkpoint.reader import CheckpointReader, open_checkpoint
 from janus_mega.checkpoint.state import TrainState
-from janus_mega.engine.deepspeed_backend import DeepSpeedEngine, EngineSettings
+from janus_mega.config.schema import Backend
+from janus_mega.engine.deepspeed_backend import DeepSpeedEngine
+from janus_mega.engine.interface import StatefulEngine
+from janus_mega.engine.megatron_backend import MegatronEngine
 from janus_mega.engine.state import load_weights, moment_slices, restore_moments, weight_slices
+from janus_mega.engine.step import EngineSettings
 from janus_mega.models.losses import loss_scales
 from janus_mega.models.sharding import ShardedParameter, sharded_parameters
 from janus_mega.observe.progress import Progress
@@ -29,6 +33,11 @@ from janus_mega.train.loop import Hook, train
 from janus_mega.train.workload import Recipe, Workload
 
 _log = logging.getLogger(__name__)
+
+_BACKENDS: dict[Backend, type[DeepSpeedEngine] | type[MegatronEngine]] = {
+    Backend.deepspeed: DeepSpeedEngine,
+    Backend.megatron: MegatronEngine,
+}
 
 CHECKPOINTS_DIR = "checkpoints"
 """Folder of a run directory that holds its checkpoints."""
@@ -93,7 +102,7 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
 
 def build_engine(
     workload: Workload, recipe: Recipe, groups: ProcessGroups, reader: CheckpointReader | None = None
-) -> tuple[DeepSpeedEngine, list[ShardedParameter]]:
+) -> tuple[StatefulEngine, list[ShardedParameter]]:
     """The engine of a workload with its weights in place, and the table of its parameters.
 
     Args:
@@ -119,7 +128,7 @@ def build_engine(
         return loss_scales(denominators, workload.task_names, workload.task_weights, layout.dp_size, num_micro_batches)
 
     settings = EngineSettings(recipe.parallel, recipe.optimizer, workload.task_names, workload.seq_len)
-    return DeepSpeedEngine(chunk, param_groups, groups, settings, scale_losses), shards
+    return _BACKENDS[recipe.parallel.backend](chunk, param_groups, groups, settings, scale_losses), shards
 
 
 def _check_resume(reader: CheckpointReader, workload: Workload, recipe: Recipe) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.multiprocessing import ProcessRaisedException
 
 from janus_mega.checkpoint.reader import open_checkpoint
-from janus_mega.config.schema import Module, ParallelConfig, Schedule
+from janus_mega.config.schema import Backend, Module, ParallelConfig, Schedule
 from janus_mega.parallel.groups import build_groups
 from janus_mega.train import run as run_module
 from janus_mega.train.order import FixedOrder
@@ -74,6 +74,7 @@ SAME_LAYOUT = {
     "one": (1, fp32()),
     "dp2_zero1": (2, fp32()),
     "dp2_zero3": (2, fp32(zero_stage=3)),
+    "megatron_dp2": (2, fp32(backend=Backend.megatron)),
 }
 
 
@@ -92,6 +93,8 @@ CHANGED_LAYOUT = {
     "tp2_to_one": ((2, fp32(2, sequence_parallel=True)), (1, fp32())),
     "pp2_to_dp2": ((2, fp32(1, 2)), (2, fp32())),
     "dp2_zero3_to_tp2": ((2, fp32(zero_stage=3)), (2, fp32(2))),
+    "deepspeed_to_megatron": ((2, fp32()), (2, fp32(1, 2, backend=Backend.megatron))),
+    "megatron_to_deepspeed": ((2, fp32(2, backend=Backend.megatron)), (1, fp32())),
 }
 
 

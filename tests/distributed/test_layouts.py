@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from janus_mega.config.schema import Module, Recompute
+from janus_mega.config.schema import Backend, Module, Recompute
 from tests.distributed.layout_runs import LayoutRun, compare, over_bar, run_layout
 from tests.support.tiny import STAGE1, STAGE3, fp32
 
@@ -21,6 +21,12 @@ LAYOUTS = {
     "dp2_rows2": (2, fp32(micro_batch_size=2)),
     "pp2_recompute_full": (2, fp32(1, 2, recompute=Recompute.full)),
     "tp2_recompute_selective": (2, fp32(2, recompute=Recompute.selective)),
+    "megatron_one": (1, fp32(backend=Backend.megatron)),
+    "megatron_dp2": (2, fp32(backend=Backend.megatron)),
+    "megatron_tp2_sp": (2, fp32(2, sequence_parallel=True, backend=Backend.megatron)),
+    "megatron_pp2": (2, fp32(1, 2, backend=Backend.megatron)),
+    "megatron_tp2_pp2_sp": (4, fp32(2, 2, sequence_parallel=True, backend=Backend.megatron)),
+    "megatron_dp2_pp2_recompute_full": (4, fp32(1, 2, recompute=Recompute.full, backend=Backend.megatron)),
 }
 STAGES = {"stage1": STAGE1, "stage3": STAGE3}
 

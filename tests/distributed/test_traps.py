@@ -18,9 +18,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from janus_mega.config.schema import Module, ParallelConfig, Precision
+from janus_mega.config.schema import Backend, Module, ParallelConfig, Precision
 from janus_mega.config.validate import parallel_rules
-from janus_mega.engine import deepspeed_backend
+from janus_mega.engine import deepspeed_backend, megatron_backend
+from janus_mega.engine import step as step_module
 from janus_mega.engine.mpu import Mpu
 from janus_mega.models import janus
 from janus_mega.models.janus import JanusChunk
@@ -270,7 +271,22 @@ def test_trap_losses_scaled_by_local_counts(run: Runner, measure: Measure) -> No
                 dist.all_reduce(tensor, **options)
 
     def patch() -> None:
-        deepspeed_backend.dist = OnlyCountsStayLocal()
+        step_module.dist = OnlyCountsStayLocal()
 
     disturbed = run(2, fp32(), num_steps=SHORT, patch=patch)
     assert measure(disturbed, run(1, fp32())) >= FACTOR  # 260,000
+
+
+def test_trap_megatron_decays_vectors_without_multipliers(run: Runner, measure: Measure) -> None:
+    """megatron leaves it to its own scheduler to spare vectors the decay."""
+
+    def patch() -> None:
+        overrides = megatron_backend._overrides
+
+        def decay_all(groups: Any) -> Any:
+            return {key: {**value, "wd_mult": 1.0} for key, value in overrides(groups).items()}
+
+        megatron_backend._overrides = decay_all
+
+    disturbed = run(1, fp32(backend=Backend.megatron), patch=patch)
+    assert measure(disturbed, run(1, fp32())) >= FACTOR

@@ -1,0 +1,129 @@
+"""megatron's DistributedDataParallel and DistributedOptimizer as the engine of a step: the second backend.
+
+It does what the DeepSpeed engine does with other code: buckets, reduce-scatter, masters, clipping and AdamW are
+megatron's own. Two independent optimizers that agree are the oracle of either; and this one can overlap its reduction
+with backward. Optimizer state is cut over dp (about ZeRO-1).
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer import ParamKey, ParamPredicate, get_megatron_optimizer
+from torch import Tensor, nn
+
+from janus_mega.config.schema import Precision
+from janus_mega.engine.interface import MOMENTS, ScaleLosses
+from janus_mega.engine.schedule import ScheduledChunk
+from janus_mega.engine.step import EngineSettings, ScheduledEngine
+from janus_mega.optim.param_groups import ParamGroup
+from janus_mega.parallel.groups import ProcessGroups
+from janus_mega.parallel.platform import CudaNamesMeanCpu
+from janus_mega.parallel.replicated import sum_replicated_gradients
+
+
+class MegatronEngine(ScheduledEngine):
+    """Trains one chunk under megatron's optimizer; implements `interface.Engine`."""
+
+    def __init__(
+        self,
+        chunk: nn.Module,
+        param_groups: list[ParamGroup],
+        groups: ProcessGroups,
+        settings: EngineSettings,
+        scale_losses: ScaleLosses,
+    ) -> None:
+        """Wraps a materialised chunk. Collective over: world."""
+        self.chunk = chunk
+        self.groups = groups
+        self.settings = settings
+        self._scale_losses = scale_losses
+        sum_replicated_gradients(chunk, groups, settings.parallel.sequence_parallel)
+        with self._platform():
+            reduction = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
+            self._ddp = DistributedDataParallel(config=chunk.config, ddp_config=reduction, module=chunk)
+            self.optimizer = get_megatron_optimizer(
+                _optimizer_config(settings), [self._ddp], _overrides(param_groups), use_gloo_process_groups=False
+            )
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = settings.optimizer.weight_decay * group["wd_mult"]
+        self._scheduled = ScheduledChunk(chunk, self._ddp)
+
+    def _platform(self) -> Any:
+        """megatron's optimizer asks for CUDA by name; on the CPU the names mean the CPU."""
+        return CudaNamesMeanCpu() if self.groups.device.type == "cpu" else nullcontext()
+
+    def _update(self, lr: float) -> float:
+        """Reduces gradients over dp, clips and steps."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_mult"]
+        with self._platform():
+            self._ddp.finish_grad_sync()
+            _, grad_norm, _ = self.optimizer.step()
+        self._ddp.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        return float(grad_norm)
+
+    def fragment(self, parameter: nn.Parameter, moment: str | None = None) -> tuple[Tensor, int] | None:
+        """What this rank optimizes of a parameter; see `interface.StatefulEngine`."""
+        for part in self._parts():
+            if parameter in part.model_param_group_index_map:
+                group, order = part.model_param_group_index_map[parameter]
+                master = part.optimizer.param_groups[group]["params"][order]
+                start = part._get_model_param_range_map(parameter)["param"].start
+                if moment is None:
+                    return master.detach().float().flatten(), start
+                state = part.optimizer.state[master]
+                return (state[moment].flatten(), start) if moment in state else None
+        return None
+
+    def create_moments(self, step: int) -> None:
+        """Makes AdamW look as after `step` updates, with moments of zero."""
+        for part in self._parts():
+            for group in part.optimizer.param_groups:
+                for master in group["params"]:
+                    state = part.optimizer.state[master]
+                    state["step"] = torch.tensor(float(step))
+                    for moment in MOMENTS:
+                        state[moment] = torch.zeros_like(master)
+
+    def _parts(self) -> list[Any]:
+        """megatron's optimizers of this rank; one without parameters has nothing to tell."""
+        return [part for part in self.optimizer.chained_optimizers if not part.is_stub_optimizer]
+
+
+def _optimizer_config(settings: EngineSettings) -> MegatronOptimizerConfig:
+    """AdamW as configured; rates and decays of groups are set afterwards."""
+    bf16 = settings.parallel.precision is Precision.bf16
+    optimizer = settings.optimizer
+    return MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=optimizer.lr,
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.beta1,
+        adam_beta2=optimizer.beta2,
+        adam_eps=optimizer.eps,
+        bf16=bf16,
+        params_dtype=torch.bfloat16 if bf16 else torch.float32,
+        use_distributed_optimizer=True,
+        clip_grad=optimizer.clip_grad_norm,
+    )
+
+
+def _overrides(param_groups: Sequence[ParamGroup]) -> dict[ParamKey, Any]:
+    """Our groups in megatron's words: a scale of the rate, and whether weights decay.
+
+    megatron leaves multiplying decay by `wd_mult` to its scheduler; without one it would decay every vector.
+    """
+    overrides = {}
+    for group in param_groups:
+        members = {id(parameter) for parameter in group.parameters}
+        belongs = ParamPredicate(group.name, lambda parameter, members=members: id(parameter) in members)
+        overrides[ParamKey(predicate=belongs)] = {
+            "lr_mult": group.lr_scale,
+            "wd_mult": 1.0 if group.weight_decay else 0.0,
+        }
+    return overrides
