@@ -87,6 +87,28 @@ class Document:
     """uint8 [3, side, side] in the order of their image_und runs."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hole:
+    """A broken sample in a row: pads of its planned length that nothing is learnt from."""
+
+    source: str
+    """Name of the source in the data spec."""
+    shard: str
+    """Path of the tar."""
+    offset: int
+    """First byte of the sample in it."""
+    uid: str
+    """The sample's identity, 32 hex digits."""
+    row: int
+    """Row number of the plan."""
+    step: int
+    """Step the row belongs to."""
+    reason: str
+    """As in `errors.BrokenSample`."""
+    message: str
+    """The whole line that says what is wrong."""
+
+
 @dataclass(frozen=True, slots=True)
 class PackedRow:
     """One row of seq_len tokens: documents side by side, then padding."""
@@ -107,6 +129,8 @@ class PackedRow:
     """int32 [docs + 1], 0 ... s; padding is its own last segment."""
     pixel_values: np.ndarray
     """uint8 [m, 3, side, side], in the order of the image_und runs; m may be 0."""
+    holes: tuple[Hole, ...] = ()
+    """Broken samples of the row; no part of its digest, which sees the pads."""
 
 
 BATCH_KEYS = (
@@ -119,6 +143,6 @@ BATCH_KEYS = (
     "cu_seqlens",
     "pixel_values",
 )
-"""Keys of a Batch, a dict of torch tensors. [b, s]: input_ids, position_ids, labels int64; token_kind, label_head,
+"""Keys of a Batch, a dict of torch tensors. [b, s]: input_ids, position_ids, labels int32; token_kind, label_head,
 label_task uint8. cu_seqlens int32 [d + 1] over the flattened b * s tokens, row after row. pixel_values uint8
 [m, 3, side, side]: image k fills the k-th run of image_und tokens in row-major order."""

@@ -1,6 +1,6 @@
 """Packed rows <-> a Batch: the dict of torch tensors that a model takes, keys as in `schema.BATCH_KEYS`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -8,27 +8,29 @@ from torch import Tensor
 
 from data_pipeline.schema import BATCH_KEYS, PackedRow, TokenKind
 
-_INT64_KEYS = ("input_ids", "position_ids", "labels")
+
+def to_batch(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """The arrays of a micro-batch (`canvas.Rows`) as tensors over the same memory."""
+    return {key: torch.from_numpy(arrays[key]) for key in BATCH_KEYS}
 
 
 def collate(rows: Sequence[PackedRow]) -> dict[str, Tensor]:
-    """Stacks rows into a Batch.
+    """Stacks rows that were built one by one into a Batch; the loader builds whole micro-batches instead.
 
     Returns:
-        [b, s]: input_ids, position_ids, labels int64; token_kind, label_head, label_task uint8. cu_seqlens int32
+        [b, s]: input_ids, position_ids, labels int32; token_kind, label_head, label_task uint8. cu_seqlens int32
         [d + 1] over the flattened rows. pixel_values uint8 [m, 3, side, side].
     """
-    batch: dict[str, Tensor] = {}
+    arrays: dict[str, np.ndarray] = {}
     for key in BATCH_KEYS:
-        arrays = [getattr(row, key) for row in rows]
+        of_rows = [getattr(row, key) for row in rows]
         if key == "cu_seqlens":
-            joined = _join_borders(arrays)
+            arrays[key] = _join_borders(of_rows)
         elif key == "pixel_values":
-            joined = np.concatenate(arrays)
+            arrays[key] = np.concatenate(of_rows)
         else:
-            joined = np.stack(arrays)
-        batch[key] = torch.from_numpy(joined.astype(np.int64) if key in _INT64_KEYS else joined)
-    return batch
+            arrays[key] = np.stack(of_rows)
+    return to_batch(arrays)
 
 
 def _join_borders(borders: Sequence[np.ndarray]) -> np.ndarray:
@@ -40,7 +42,7 @@ def _join_borders(borders: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(joined)
 
 
-def split(batch: dict[str, Tensor]) -> list[PackedRow]:
+def split(batch: Mapping[str, Tensor]) -> list[PackedRow]:
     """The rows that a Batch was made of."""
     arrays = {key: batch[key].cpu().numpy() for key in BATCH_KEYS}
     num_rows, seq_len = arrays["input_ids"].shape
@@ -50,11 +52,7 @@ def split(batch: dict[str, Tensor]) -> list[PackedRow]:
         start, stop = number * seq_len, (number + 1) * seq_len
         borders = arrays["cu_seqlens"]
         borders = borders[(borders >= start) & (borders <= stop)] - start
-        fields = {
-            key: arrays[key][number].astype(np.int32) if key in _INT64_KEYS else arrays[key][number]
-            for key in BATCH_KEYS
-            if key not in ("cu_seqlens", "pixel_values")
-        }
+        fields = {key: arrays[key][number] for key in BATCH_KEYS if key not in ("cu_seqlens", "pixel_values")}
         images = arrays["pixel_values"][first_image[number] : first_image[number + 1]]
         rows.append(PackedRow(**fields, cu_seqlens=borders.astype(np.int32), pixel_values=images))
     return rows

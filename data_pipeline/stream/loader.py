@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from data_pipeline.errors import UserError
 from data_pipeline.plan.open import OpenData
 from data_pipeline.plan.plan import Plan
-from data_pipeline.schema import PackedRow
+from data_pipeline.schema import Hole
 from data_pipeline.stream.assemble import combine_digests, row_digest
-from data_pipeline.stream.collate import collate, split
+from data_pipeline.stream.canvas import Rows
+from data_pipeline.stream.collate import split, to_batch
 from data_pipeline.stream.dataset import RowDataset
 
 Batch = dict[str, Tensor]
@@ -49,6 +50,8 @@ class StepLoader:
     def __init__(self, dataset: RowDataset, rows: "_RowNumbers", num_workers: int) -> None:
         """Use `build_loader`."""
         self.dataset = dataset
+        self.holes: tuple[Hole, ...] = ()
+        """Broken samples in the step that was given last, in the micro-batches of this rank."""
         self._rows = rows
         self._num_workers = num_workers
 
@@ -59,24 +62,27 @@ class StepLoader:
         """Starts at the first step.
 
         Raises:
-            UserError: A shard cannot be read or is damaged.
+            UserError: A shard is missing or cannot be read. What is damaged in a readable one is a hole.
         """
         loader = DataLoader(
-            _Guarded(self.dataset),
+            _MicroBatches(self.dataset),
             batch_sampler=self._rows,
             num_workers=self._num_workers,
-            collate_fn=_collate,
+            collate_fn=_as_tensors,
             # Of its own, or starting a loader would draw from (and so shift) the generator of the whole process.
             generator=torch.Generator(),
         )
         step: list[Batch] = []
+        holes: list[Hole] = []
         for loaded in loader:
             if isinstance(loaded, UserError):
                 raise loaded
-            step.append(loaded)
+            step.append(loaded[0])
+            holes += loaded[1]
             if len(step) == self._rows.num_micro_batches:
+                self.holes = tuple(holes)
                 yield step
-                step = []
+                step, holes = [], []
 
 
 class _RowNumbers(Sampler[list[int]]):
@@ -97,24 +103,23 @@ class _RowNumbers(Sampler[list[int]]):
             yield from self._plan.place(step, self._dp_size, self._micro_batch_size)[self._dp_rank].tolist()
 
 
-class _Guarded(Dataset[PackedRow | UserError]):
-    """Hands errors meant for users on as values: a worker would wrap them into its traceback."""
+class _MicroBatches(Dataset[Rows | UserError]):
+    """Micro-batches by their row numbers. Errors meant for users are handed on as values: a worker would wrap them into
+    its traceback."""
 
     def __init__(self, rows: RowDataset) -> None:
         self._rows = rows
 
-    def __getitem__(self, row_no: int) -> PackedRow | UserError:
+    def __getitems__(self, row_nos: list[int]) -> Rows | UserError:
+        """What torch's fetcher calls with everything that the sampler gives at once."""
         try:
-            return self._rows[row_no]
+            return self._rows.micro_batch(row_nos)
         except UserError as error:
             return error
 
 
-def _collate(rows: list[PackedRow | UserError]) -> Batch | UserError:
-    for row in rows:
-        if isinstance(row, UserError):
-            return row
-    return collate([row for row in rows if isinstance(row, PackedRow)])
+def _as_tensors(loaded: Rows | UserError) -> tuple[Batch, tuple[Hole, ...]] | UserError:
+    return loaded if isinstance(loaded, UserError) else (to_batch(loaded.arrays), loaded.holes)
 
 
 def row_digests(micro_batches: Sequence[Batch]) -> list[bytes]:

@@ -43,7 +43,10 @@ class PlacedBatch:
 
 
 def place_batch(batch: Mapping[str, Tensor], device: torch.device) -> PlacedBatch:
-    """Turns a Batch (data_pipeline.schema.BATCH_KEYS, on the CPU) into a PlacedBatch on `device`."""
+    """Turns a Batch (data_pipeline.schema.BATCH_KEYS, on the CPU) into a PlacedBatch on `device`.
+
+    Ids travel in 32 bits and are widened there, because indexing wants 64.
+    """
     num_rows, seq_len = batch["input_ids"].shape
     kind, head, task = (batch[key].flatten() for key in ("token_kind", "label_head", "label_task"))
     input_ids, labels = batch["input_ids"].flatten(), batch["labels"].flatten()
@@ -52,19 +55,22 @@ def place_batch(batch: Mapping[str, Tensor], device: torch.device) -> PlacedBatc
     def flat(row_first: Tensor) -> Tensor:
         return (row_first % seq_len * num_rows + row_first // seq_len).to(device, non_blocking=True)
 
+    def widened(values: Tensor) -> Tensor:
+        return values.to(device, non_blocking=True).long()
+
     generated = torch.nonzero(kind == TokenKind.image_gen).squeeze(1)
     scored = [torch.nonzero((head != LabelHead.none) & (task == t)).squeeze(1) for t in TaskId]
     text_ids = torch.where(is_image, 0, input_ids).view(num_rows, seq_len).t().contiguous()
     return PlacedBatch(
-        text_ids=text_ids.to(device, non_blocking=True),
-        position_ids=batch["position_ids"].t().contiguous().to(device, non_blocking=True),
+        text_ids=widened(text_ids),
+        position_ids=widened(batch["position_ids"].t().contiguous()),
         documents=document_spans(batch["cu_seqlens"], num_rows, seq_len, device),
         pixel_values=batch["pixel_values"].to(device, non_blocking=True),
         understanding_index=flat(torch.nonzero(kind == TokenKind.image_und).squeeze(1)),
         generation_index=flat(generated),
-        generation_ids=input_ids[generated].to(device, non_blocking=True),
+        generation_ids=widened(input_ids[generated]),
         label_index=tuple(flat(positions) for positions in scored),
-        labels=tuple(labels[positions].to(device, non_blocking=True) for positions in scored),
+        labels=tuple(widened(labels[positions]) for positions in scored),
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from data_pipeline.dialogue import DialogueBuilder
 from data_pipeline.errors import UserError
-from data_pipeline.inspection import inspect_source, inspection_lines
+from data_pipeline.explain.inspection import inspect_source, inspection_lines
 from data_pipeline.manifest import open_source
 from data_pipeline.prepare.directory import Facts, ShardDirectory
 from data_pipeline.prepare.interleaved import prepare_interleaved
@@ -152,7 +152,7 @@ def test_every_flipped_bit_of_a_sample_is_found(directory):
         damaged = bytearray(content)
         damaged[place] ^= 0x10
         tar.write_bytes(damaged)
-        with pytest.raises(UserError, match=rf"{tar.name}: sample .* has crc32 .*the tar is damaged") as error:
+        with pytest.raises(UserError, match=rf"{tar.name}: sample .*: its crc32 is .*the tar is damaged") as error:
             SampleReader(open_source(directory), GEOMETRY).read(6)
         assert one_line(error)
     tar.write_bytes(content)
@@ -163,7 +163,7 @@ def test_a_tar_truncated_after_open_is_found(directory):
     source = open_source(directory)
     tar = source.shard_path(0)
     tar.write_bytes(tar.read_bytes()[:700])
-    with pytest.raises(UserError, match=r"000000\.tar: the tar is truncated: .* bytes wanted"):
+    with pytest.raises(UserError, match=r"000000\.tar: sample \w{32}: the tar is truncated: .* bytes wanted"):
         SampleReader(source, GEOMETRY).read(3)
     tar.unlink()
     with pytest.raises(UserError, match=r"000000\.tar: the shard cannot be opened"):
@@ -178,7 +178,7 @@ def test_an_undecodable_picture_names_shard_and_member(tmp_path, tokenizer):
     writer.add_sample("0" * 32, {**members, "tok.npy": npy_bytes(np.array([300], "<u2"))}, 1, 1)
     directory.commit(0, writer)
     directory.finish(1, Facts(kind="interleaved", text_tokenizer=tokenizer.digest, token_dtype="<u2"))
-    with pytest.raises(UserError, match=r"000000\.tar: member '0\.png' of sample 0{32}") as error:
+    with pytest.raises(UserError, match=r"000000\.tar: sample 0{32}: member '0\.png' is no usable") as error:
         read_all(tmp_path / "out")
     assert one_line(error) and "remove or replace the raw picture" in str(error.value)
 

@@ -37,16 +37,19 @@ class TinyShards:
         return open_data(replace(self.spec, **changes), self.tokenizer, global_batch_size=global_batch_size)
 
 
-def make_shards(root: Path, num_samples: int = 60) -> TinyShards:
-    """Writes text, question-answer and drawing shards (two tars each) below `root`."""
+def make_shards(root: Path, num_samples: int = 60, token_dtype: str = "<u2", num_variants: int = 1) -> TinyShards:
+    """Writes text, question-answer and drawing shards (two tars each) below `root`.
+
+    Text ids are stored as for a small or (<u4) a large vocabulary, each drawing as so many crops.
+    """
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(WORDS, random.integers(3, 60))) for _ in range(num_samples)]
     texts[0] = " ".join(random.choice(WORDS, 900))
     (root / "text.txt").write_text("\n".join([*texts, *NUMBERS]), encoding="utf-8")
     tokenizer = train_sentencepiece([root / "text.txt"], 340, root / "text.model")
-    _write_texts(root / "text", tokenizer, texts)
-    _write_questions(root / "questions", tokenizer, random, num_samples)
-    _write_drawings(root / "drawings", tokenizer, random, num_samples)
+    _write_texts(root / "text", tokenizer, texts, token_dtype)
+    _write_questions(root / "questions", tokenizer, random, num_samples, token_dtype)
+    _write_drawings(root / "drawings", tokenizer, random, num_samples, token_dtype, num_variants)
     spec = DataSpec(
         sources={
             "text": SourceSpec(path=str(root / "text"), task=Task.text, weight=3),
@@ -69,21 +72,25 @@ def _halves(path: Path, kind: str, tokenizer: TextTokenizer, num_samples: int, *
         writer = ShardWriter(directory.shard_path(task))
         yield writer, numbers.tolist()
         directory.commit(task, writer)
-    directory.finish(2, Facts(kind=kind, text_tokenizer=tokenizer.digest, token_dtype="<u2", **facts))
+    directory.finish(2, Facts(kind=kind, text_tokenizer=tokenizer.digest, **facts))
 
 
-def _write_texts(path: Path, tokenizer: TextTokenizer, texts: list[str]) -> None:
-    for writer, numbers in _halves(path, "text", tokenizer, len(texts), record_size=len(texts)):
-        ids = FlatIds("<u2")
+def _write_texts(path: Path, tokenizer: TextTokenizer, texts: list[str], token_dtype: str) -> None:
+    facts = {"token_dtype": token_dtype, "record_size": len(texts)}
+    for writer, numbers in _halves(path, "text", tokenizer, len(texts), **facts):
+        ids = FlatIds(token_dtype)
         for number in numbers:
             ids.append(tokenizer.encode(texts[number]))
         writer.add_record([uid_text(f"text {number}") for number in numbers], {}, ids)
 
 
-def _write_drawings(path: Path, tokenizer: TextTokenizer, random: np.random.Generator, num_samples: int) -> None:
-    entry = ImageTokenizerEntry(digest="0" * 64, image_size=16, num_tokens=16, codebook_size=256)
-    for writer, numbers in _halves(path, "t2i", tokenizer, num_samples, image_tokenizer=entry, record_size=num_samples):
-        ids, rows = FlatIds("<u2"), random.integers(0, 256, (len(numbers), 16)).astype("<u2")
+def _write_drawings(
+    path: Path, tokenizer: TextTokenizer, random: np.random.Generator, num_samples: int, token_dtype: str, crops: int
+) -> None:
+    entry = ImageTokenizerEntry(digest="0" * 64, image_size=16, num_tokens=16, codebook_size=256, num_variants=crops)
+    facts = {"image_tokenizer": entry, "token_dtype": token_dtype, "record_size": num_samples}
+    for writer, numbers in _halves(path, "t2i", tokenizer, num_samples, **facts):
+        ids, rows = FlatIds(token_dtype), random.integers(0, 256, (len(numbers), crops * 16)).astype("<u2")
         for number in numbers:
             ids.append(tokenizer.encode(caption_text(f"the {NUMBERS[number % 10]}")))
         images = [ImageIds(row.tobytes(), at * row.nbytes, 0) for at, row in enumerate(rows)]
@@ -91,9 +98,12 @@ def _write_drawings(path: Path, tokenizer: TextTokenizer, random: np.random.Gene
         writer.add_record(uids, {"vq.npy": npy_bytes(rows)}, ids, images)
 
 
-def _write_questions(path: Path, tokenizer: TextTokenizer, random: np.random.Generator, num_samples: int) -> None:
+def _write_questions(
+    path: Path, tokenizer: TextTokenizer, random: np.random.Generator, num_samples: int, token_dtype: str
+) -> None:
     template = Template.deepseek
-    for writer, numbers in _halves(path, "interleaved", tokenizer, num_samples, template=template.value):
+    facts = {"template": template.value, "token_dtype": token_dtype}
+    for writer, numbers in _halves(path, "interleaved", tokenizer, num_samples, **facts):
         for number in numbers:
             num_images = 1 + number % 2
             pieces = question_pieces(template, "what does it hold", num_images)
@@ -111,7 +121,7 @@ def _write_questions(path: Path, tokenizer: TextTokenizer, random: np.random.Gen
             ids += answer
             members = {
                 "doc.json": json.dumps({"seq": sequence}).encode(),
-                "tok.npy": npy_bytes(np.array(ids, "<u2")),
+                "tok.npy": npy_bytes(np.array(ids, token_dtype)),
                 **members,
             }
             writer.add_sample(uid_text(f"question {number}"), members, len(ids), num_images)

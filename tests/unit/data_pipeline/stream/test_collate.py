@@ -24,7 +24,7 @@ def test_keys_shapes_and_dtypes():
     batch = collate(rows())
     assert tuple(batch) == BATCH_KEYS
     for key in ("input_ids", "position_ids", "labels"):
-        assert batch[key].dtype == torch.int64
+        assert batch[key].dtype == torch.int32
         assert batch[key].shape == (4, 40)
     for key in ("token_kind", "label_head", "label_task"):
         assert batch[key].dtype == torch.uint8

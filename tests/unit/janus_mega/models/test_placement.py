@@ -40,6 +40,18 @@ def test_image_positions_hold_text_id_zero() -> None:
     assert placed.position_ids[:, 0].tolist() == [0, 1, 2, 3, 0, 1]
 
 
+def test_ids_that_travel_in_32_bits_arrive_in_64() -> None:
+    batch = hand_batch()
+    narrow = {key: value.int() if value.dtype == torch.int64 else value for key, value in batch.items()}
+    placed, expected = place_batch(narrow, CPU), place_batch(batch, CPU)
+    for name in ("text_ids", "position_ids", "generation_ids"):
+        assert getattr(placed, name).dtype == torch.int64
+        assert torch.equal(getattr(placed, name), getattr(expected, name))
+    assert all(
+        torch.equal(a, b) and a.dtype == torch.int64 for a, b in zip(placed.labels, expected.labels, strict=True)
+    )
+
+
 def test_labels_by_task() -> None:
     placed = place_batch(hand_batch(), CPU)
     found = [(index.tolist(), labels.tolist()) for index, labels in zip(placed.label_index, placed.labels, strict=True)]
