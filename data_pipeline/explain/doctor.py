@@ -7,13 +7,14 @@ the tables of `grouping`.
 
 import io
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_pipeline.errors import UserError
-from data_pipeline.explain.findings import Findings
+from data_pipeline.explain.findings import EXPLANATIONS, Findings
 from data_pipeline.explain.grouping import SampleGrouper, UidTable
 from data_pipeline.explain.member_checks import CheckOptions, check_content, check_name, last_extension, split_name
 from data_pipeline.explain.tar_walk import Damage, Entry, walk_tar
@@ -156,3 +157,24 @@ def _distinct_uids(content: bytes) -> list[str]:
 
 def _compression(head: bytes) -> str:
     return next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), "")
+
+
+def report_values(report: DoctorReport) -> dict[str, Any]:
+    """A report ready for JSON: counts, every finding that was kept, and what each kind means."""
+    findings = report.findings
+    return {
+        "num_shards": report.num_shards,
+        "num_members": report.num_members,
+        "num_samples": report.num_samples,
+        "num_bytes": report.num_bytes,
+        "are_uids_complete": report.are_uids_complete,
+        "num_harmful": findings.num_harmful,
+        "num_not_listed": findings.num_left_out,
+        "counts": dict(sorted(findings.counts.items())),
+        "kinds": {
+            code: {"harm": kind.harm.value, "title": kind.title, "webdataset": kind.webdataset, "fix": kind.fix}
+            for code, kind in EXPLANATIONS.items()
+            if code in findings.counts
+        },
+        "findings": [asdict(finding) for finding in findings.kept],
+    }

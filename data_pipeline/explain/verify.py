@@ -140,6 +140,9 @@ def _check_index(path: Path, manifest: Manifest, found: Verification) -> dict[st
             found.add(where, "", f"holds {shown}")
             continue
         arrays[name] = array
+    for name, expected in manifest.index.items():
+        if name.removesuffix(".npy") not in columns and not _has_hash(path / "index" / name, expected):
+            found.add(f"index/{name}", "", f"missing, or its sha256 is not the {expected} of {MANIFEST_NAME}")
     if len(arrays) < len(columns):
         found.add("index", "", "samples cannot be checked without the whole index; only shards are")
         return None
@@ -157,6 +160,13 @@ def _check_index(path: Path, manifest: Manifest, found: Verification) -> dict[st
         if held != total:
             found.add(f"index/{name}.npy", "", f"sums to {held}, {MANIFEST_NAME} says {total}")
     return arrays
+
+
+def _has_hash(path: Path, expected: str) -> bool:
+    try:
+        return sha256_of(path) == expected
+    except OSError:
+        return False
 
 
 def _check_shard(path: Path, manifest: Manifest, number: int, source: Source | None, found: Verification) -> None:
