@@ -34,7 +34,7 @@ class Shapes:
             Reject: The row breaks the rules of its form.
         """
         form = self.options.format
-        if self.options.text_column:
+        if self.options.text_column or form is Format.text:
             return self._text(row)
         if form is Format.mmc4 or (form is not Format.obelics and "text_list" in row and "image_info" in row):
             return mmc4_fields(row, pictures, self.options.image_side)
