@@ -36,11 +36,13 @@ from data_pipeline.manifest import (
 from data_pipeline.prepare.asides import aside_of, is_aside, remove_asides, remove_dead_asides
 from data_pipeline.prepare.inputs import InputEntry, check_inputs, inputs_setting
 from data_pipeline.prepare.join import join_parts
-from data_pipeline.prepare.meta import join_meta, meta_table
+from data_pipeline.prepare.meta import META_DIR, join_meta, meta_table
 from data_pipeline.prepare.shard import ShardWriter, npy_bytes
 
 _SETTINGS_NAME = "prepare.json"
 _ROOMS = ("parts", "shards", "index")
+_WRITTEN_IN = (".", *_ROOMS, f"index/{META_DIR}")
+"""Where something half-written can lie."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +82,7 @@ class ShardDirectory:
         path.mkdir(parents=True, exist_ok=True)
         while self.read_manifest() is None and not self._claim():
             pass  # another process began or finished it in between: look again
-        for room in (".", *_ROOMS):
+        for room in _WRITTEN_IN:
             remove_dead_asides(path / room)
         manifest = self.read_manifest()
         if manifest is not None:
@@ -171,6 +173,7 @@ class ShardDirectory:
             self._write(self._part_path(task, ".meta.npy"), npy_bytes(meta_table(writer.metas)))
             self._write(self._part_path(task, ".json"), json.dumps(facts, sort_keys=True).encode())
         except FileNotFoundError as error:
+            writer.abandon()
             if self.read_manifest() is None and not self.is_done(task):
                 raise UserError(
                     f"{error.filename}: removed while it was written; run the same command again, and let nothing else "
@@ -263,7 +266,7 @@ class ShardDirectory:
         """Removes what is of no use once there is a manifest."""
         shutil.rmtree(self.path / "parts", ignore_errors=True)
         (self.path / _SETTINGS_NAME).unlink(missing_ok=True)
-        for room in (".", "shards", "index"):
+        for room in _WRITTEN_IN:
             remove_asides(self.path / room)
 
     def _settings_digest(self) -> str:
