@@ -12,6 +12,7 @@ from janus_mega.config import derive
 from janus_mega.config.load import config_root, dump, load_config, load_section, resolve_any, save
 from janus_mega.config.schema import Module, RunConfig, Schedule, TokenizerRunConfig
 from janus_mega.config.validate import validate_any, validate_run
+from janus_mega.config.validate_mixture import curve_of
 from janus_mega.models.count import image_tokenizer_parameters, module_parameters, total_parameters
 from janus_mega.models.janus import MODULE_ATTRIBUTES, build_chunk
 from janus_mega.models.vision.vq import VqModel
@@ -98,6 +99,15 @@ def test_stages_say_what_the_papers_say(run):
     assert shares == pytest.approx({task: share / sum(ratio) for task, share in expected.items() if share})
     assert config.data.seq_len == 4096
     assert config.data.template.value == ("deepseek_old" if run.startswith("janus_1b") else "deepseek")
+
+
+def test_stage_two_of_janus_draws_imagenet_alone_and_then_the_rest():
+    """ImageNet in the first 120,000 of 180,000 steps; the ratio of tasks never changes."""
+    sources = load_config(RunConfig, "run/janus_1b_stage2.yaml").config.data.sources
+    curves = {name: curve_of(source) for name, source in sources.items()}
+    for step, drawn_from in ((0, "imagenet"), (119_999, "imagenet"), (120_000, "generation"), (179_999, "generation")):
+        weights = {name: curve.at(step) for name, curve in curves.items() if curve.at(step)}
+        assert weights == {"understanding": 2, "text": 3, drawn_from: 5}
 
 
 # Published sizes in millions, at the digits that the papers' tables and the released files support.

@@ -1,15 +1,16 @@
 """Rules between values, one small function each; everything broken is reported at once.
 
 A rule yields messages that name the values, the rule and the knob. Types and unknown keys were refused by `load`
-already. Rules of shapes are in `validate_model`, so that this file holds what a run adds: layout, batch, mixture,
-stage. `world_size` is an argument: the same file is checked for one rank on a laptop and for a thousand on a cluster.
+already. Rules of shapes are in `validate_model` and those of sources in `validate_mixture`; this file holds what a run
+adds: layout, batch, stage. `world_size` is an argument: the same file is checked for one rank on a laptop and for a
+thousand on a cluster.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 
 from data_pipeline.errors import UserError
-from data_pipeline.spec import DataSpec, Task
+from data_pipeline.spec import Task
 from janus_mega.config import derive
 from janus_mega.config.schema import (
     Backend,
@@ -20,6 +21,7 @@ from janus_mega.config.schema import (
     StageConfig,
     TokenizerRunConfig,
 )
+from janus_mega.config.validate_mixture import curve_of, mixture_rules
 from janus_mega.config.validate_model import image_tokenizer_rules, model_rules
 
 DOCUMENT_OVERHEAD_TOKENS = 4
@@ -183,23 +185,6 @@ def stage_rules(stage: StageConfig) -> Iterator[str]:
         yield f"stage.stop_at_step {stage.stop_at_step} must lie in 0 (no stop) ... stage.num_steps {stage.num_steps}"
 
 
-def mixture_rules(data: DataSpec) -> Iterator[str]:
-    """Sources and their weights."""
-    if not data.sources:
-        yield "data.sources is empty; give at least one source as data.sources.NAME.path=..."
-    for name, source in data.sources.items():
-        if not 0 <= source.weight < math.inf:
-            yield f"data.sources.{name}.weight {source.weight} must be a finite number of 0 or more (0 leaves it out)"
-    if data.sources and all(source.weight == 0 for source in data.sources.values()):
-        yield "data.sources: every weight is 0, so there is nothing to draw from; give one source a weight above 0"
-    if not 0 <= data.guidance_dropout < 1:
-        yield f"data.guidance_dropout {data.guidance_dropout} must lie in [0, 1)"
-    if data.num_workers < 0:
-        yield f"data.num_workers {data.num_workers} must be 0 or more"
-    if data.window_rows < 1:
-        yield f"data.window_rows {data.window_rows} must be at least 1"
-
-
 def _rows(config: RunConfig, world_size: int) -> Iterator[str]:
     """A row holds at least one whole image, is not longer than the positions, and divides over tp."""
     seq_len, geometry, parallel = config.data.seq_len, config.data.geometry, config.parallel
@@ -241,7 +226,7 @@ def _loss(config: RunConfig, world_size: int) -> Iterator[str]:
             yield f"loss.task_weights: '{name}' is no task; known are {', '.join(sorted(TASK_NAMES))}"
         elif not 0 <= weight < math.inf:
             yield f"loss.task_weights.{name} {weight} must be a finite number of 0 or more"
-    mixed = {source.task.value for source in config.data.sources.values() if source.weight > 0}
+    mixed = {source.task.value for source in config.data.sources.values() if curve_of(source).is_used}
     if mixed and all(weights.get(name, 0.0) == 0 for name in mixed):
         yield f"loss.task_weights gives 0 to every task in the mixture ({', '.join(sorted(mixed))}); raise one"
     if config.loss.chunk_tokens < 1:

@@ -25,6 +25,10 @@ def test_the_plain_run_is_legal():
         (["parallel.zero_stage=3"], 2),
         (["parallel.tp_size=2", "parallel.pp_size=2", "parallel.zero_stage=1"], 4),
         (["data.sources.text.weight=0"], 1),
+        (["data.sources.text.weight=0", "data.sources.text.schedule=[{at: 9, weight: 1, shape: cosine}]"], 1),
+        (["data.sources.text.schedule=[{at: 9, weight: 0, shape: linear}, {at: 9.5, weight: 2}]"], 1),
+        (["data.sources.text.max_epochs=0.5", "data.sources.text.on_exhausted=reweight"], 1),
+        (["data.sources.generation.captions=one", "data.sources.text.masks=[a, b]", "data.temperature=3"], 1),
         (["stage.stop_at_step=50"], 1),
         (["optimizer.lr_scales={understanding_encoder: 0.1}"], 1),
     ],
@@ -82,6 +86,27 @@ TP3 = ["parallel.tp_size=3"]
             1,
             ["every weight is 0"],
         ),
+        (["data.sources.text.schedule=[{at: 5, weight: -1}]"], 1, ["text.schedule[0].weight -1.0"]),
+        (["data.sources.text.schedule=[{at: 0, weight: 1}]"], 1, ["text.schedule[0].at 0 must be above 0"]),
+        (
+            ["data.sources.text.schedule=[{at: 9, weight: 1}, {at: 5, weight: 1}]"],
+            1,
+            ["text.schedule[1].at 5 must be after the point before it, 9"],
+        ),
+        (["data.sources.text.schedule=[{at: .inf, weight: 1}]"], 1, ["text.schedule[0].at inf"]),
+        (
+            [
+                f"data.sources.{name}.schedule=[{{at: {at}, weight: 0}}]"
+                for name, at in (("text", 5), ("understanding", 9), ("generation", 7))
+            ],
+            1,
+            ["every weight is 0 from step 9 on"],
+        ),
+        (["data.sources.text.max_epochs=-1"], 1, ["text.max_epochs -1.0"]),
+        (["data.sources.text.masks=[small, dup, small]"], 1, ["text.masks names small more than once"]),
+        (["data.sources.text.captions=one"], 1, ["text.captions is one", "task is text"]),
+        (["data.temperature=-1"], 1, ["temperature -1.0"]),
+        (["data.max_broken_samples=-1"], 1, ["max_broken_samples -1"]),
         (["data.guidance_dropout=1.5"], 1, ["guidance_dropout 1.5"]),
         (["data.num_workers=-1"], 1, ["num_workers -1"]),
         (["loss.task_weights.drawing=1"], 1, ["'drawing' is no task", "generation, text, understanding"]),
@@ -121,6 +146,13 @@ def test_a_run_without_sources_is_refused(tmp_path):
     assert list(run_problems(config, 1)) == [
         "data.sources is empty; give at least one source as data.sources.NAME.path=..."
     ]
+
+
+def test_a_source_that_gets_its_weight_later_counts_as_mixed():
+    only_text = ["loss.task_weights={text: 1, understanding: 0, generation: 0}"]
+    only_text += [f"data.sources.{name}.weight=0" for name in ("text", "understanding")]
+    assert any("gives 0 to every task" in line for line in problems(*only_text))
+    assert problems(*only_text, "data.sources.text.schedule=[{at: 9, weight: 1}]") == []
 
 
 def test_all_broken_rules_are_reported_together():
