@@ -37,7 +37,7 @@ class Sizes:
 
     drawings: int = 20_000
     texts: int = 5_000
-    photos: int = 300
+    photos: int = 240
     """JPEG files of each of the two sizes."""
     accesses: int = 5_000
     """Samples read by number."""

@@ -11,14 +11,14 @@ One process per system, all pinned to the same core, one thread; 1 warm-up and {
 first and third quartile. Times are processor time of the process tree unless wall is said. Everything lies in the page
 cache: nothing here speaks of object stores or network file systems, and one core shows no scaling. All data is made by
 the tool from a seed (tools/bench_data/raw.py); that all systems hold the same ids and the same pictures is checked
-before anything is measured."""
+before anything is measured. Energon reads pictures with its garbage collection off, tokens both ways."""
 
 _TOKENS = """\
 {drawings} drawings (576 image ids and a caption) and {texts} texts in random order. Rows of ours are packed to 4096
 tokens, labelled, checked against crc32 and hold {padding:.2%} padding; compiling the plan is within the time. The
 others are measured at their samples, decoded and not packed, which favours them. Useful tokens are stored ids: padding
-and dialogue tokens count for nobody. The last line
-of ours adds torch's DataLoader and batches of 8 rows in int64; its second line is a part of its first."""
+and dialogue tokens count for nobody. Compiling the plan is a part of the first line; the loader adds torch's DataLoader
+and batches of 8 rows in int64. Samples in sequence are views of what was read; laid into rows they are copied once."""
 
 _IMAGES = """\
 JPEG (quality 90) to uint8 384 px: long side 384, gray around. `Pillow` is each library's documented way with Pillow's

@@ -188,6 +188,7 @@ def _tokens(bench: Bench) -> None:
     if "webdataset" in bench.workers:
         contenders += [
             Contender(SEQUENCE, "webdataset", "sequence", OURS),
+            Contender(f"{SEQUENCE}, laid into rows", "webdataset", "laid", OURS),
             Contender("webdataset, one sample a key", "webdataset"),
         ]
     if "energon" in bench.workers:

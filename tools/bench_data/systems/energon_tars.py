@@ -26,6 +26,7 @@ from megatron.energon import (
 from megatron.energon.cache.file_store import WebdatasetFileStore
 from megatron.energon.epathlib import EPath
 from megatron.energon.flavors import Sample
+from megatron.energon.flavors.webdataset.sample_loader import SliceState
 from megatron.energon.savable_loader import SavableDataLoaderState
 from megatron.energon.state import FlexState
 
@@ -102,7 +103,7 @@ class EnergonTars(System):
 
     def open_tokens(self, root: Path, variant: str) -> Any:
         """The loader over one epoch."""
-        return _loader(root, _TokenEncoder(), {"gc_collect_every_n_steps": 0} if variant == "tuned" else {})
+        return _loader(root, _TokenEncoder(), gc=variant != "tuned")
 
     def tokens(self, opened: Any) -> Iterator[Tokens]:
         """Samples of its batches."""
@@ -111,9 +112,9 @@ class EnergonTars(System):
                 yield sample.image_ids, sample.text_ids
 
     def photos(self, root: Path, variant: str) -> Iterator[np.ndarray]:
-        """Photos of its batches."""
+        """Photos of its batches; without garbage collection, whose start would weigh on so few."""
         encoder = _RawPhotoEncoder() if variant == "ours" else _PhotoEncoder()
-        return (sample.pixels for batch in _loader(root, encoder, {}) for sample in batch)
+        return (sample.pixels for batch in _loader(root, encoder, gc=False) for sample in batch)
 
     def open_reader(self, root: Path) -> Callable[[int], Tokens]:
         """By the names of members, through its sqlite index, decoded as .npy."""
@@ -131,11 +132,11 @@ class EnergonTars(System):
 
     def first_batch(self, root: Path) -> int:
         """The first batch of a new loader."""
-        return len(next(iter(self.open_tokens(root, ""))))
+        return len(next(iter(_loader(root, _TokenEncoder(), repeat=True))))
 
     def save(self, root: Path, state: Path, num_batches: int) -> list[str]:
         """Saves the state of the loader as torch writes it, which is what its documentation does."""
-        loader = self.open_tokens(root, "tuned")
+        loader = _loader(root, _TokenEncoder(), repeat=True)
         batches = iter(loader)
         for _ in range(num_batches):
             next(batches)
@@ -146,8 +147,10 @@ class EnergonTars(System):
 
     def restore(self, root: Path, state: Path) -> Iterator[str]:
         """A new loader with the state put back."""
-        loader = self.open_tokens(root, "tuned")
-        loader.restore_state_rank(_unplain(torch.load(_plain_path(state), weights_only=True)))
+        loader = _loader(root, _TokenEncoder(), repeat=True)
+        with torch.serialization.safe_globals([SliceState]):
+            position = torch.load(_plain_path(state), weights_only=True)
+        loader.restore_state_rank(_unplain(position))
         return (_hash(batch) for batch in loader)
 
 
@@ -158,7 +161,9 @@ def _prepare(root: Path, names: list[str]) -> None:
     )
 
 
-def _loader(root: Path, encoder: DefaultTaskEncoder, options: dict[str, Any]) -> Any:
+def _loader(root: Path, encoder: DefaultTaskEncoder, *, gc: bool = True, repeat: bool = False) -> Any:
+    """A loader over one epoch, or without end as in training (a restored single epoch is not exact near its end)."""
+    options = {} if gc else {"gc_collect_every_n_steps": 0}
     dataset = get_train_dataset(
         root,
         worker_config=WorkerConfig(rank=0, world_size=1, num_workers=0),
@@ -166,7 +171,7 @@ def _loader(root: Path, encoder: DefaultTaskEncoder, options: dict[str, Any]) ->
         shuffle_buffer_size=SHUFFLE_BUFFER,
         max_samples_per_sequence=SAMPLES_PER_SHARD,
         task_encoder=encoder,
-        repeat=False,
+        repeat=repeat,
     )
     return get_savable_loader(dataset, watchdog_timeout_seconds=None, **options)
 

@@ -11,6 +11,8 @@ import numpy as np
 Tokens = tuple[Any, Any]
 """Image ids and text ids of one sample; anything with a length, image ids of a text document are empty."""
 
+ROW_TOKENS = 4096
+"""Tokens of a packed row."""
 BATCH = 64
 """Samples of a batch where a system has batches."""
 SHUFFLE_BUFFER = 1000

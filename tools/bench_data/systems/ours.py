@@ -26,12 +26,11 @@ from data_pipeline.stream.loader import batch_hash, build_loader
 from data_pipeline.stream.read import SampleReader
 from data_pipeline.text.load import load_text_tokenizer
 from tools.bench_data.raw import CODEBOOK, NUM_IDS, PICTURE_SIZE
-from tools.bench_data.systems.interface import SAMPLES_PER_SHARD, System, Tokens
+from tools.bench_data.systems.interface import ROW_TOKENS, SAMPLES_PER_SHARD, System, Tokens
 from tools.bench_data.systems.pillow_way import SIZE
 
 ROWS = 8
 """Rows of a global batch."""
-SEQ_LEN = 4096
 
 _GEOMETRY = ImageGeometry(generation_size=PICTURE_SIZE, generation_tokens=NUM_IDS, codebook_size=CODEBOOK)
 _PHOTOS = ImageGeometry(understanding_size=SIZE)
@@ -62,7 +61,7 @@ class _Pass:
         self.data = data
         self.variant = variant
         total = sum(int(source.lengths.sum(dtype=np.int64)) for source in data.plan.sources)
-        self.num_windows = max(total // (SEQ_LEN * data.plan.window_rows), 1)
+        self.num_windows = max(total // (ROW_TOKENS * data.plan.window_rows), 1)
         self.num_rows = self.num_windows * data.plan.window_rows
 
 
@@ -106,11 +105,11 @@ class Ours(System):
         elif opened.variant == "loader":
             steps = build_loader(opened.data, micro_batch_size=ROWS, num_steps=opened.num_rows // ROWS)
             for step in steps:
-                assert step[0]["input_ids"].shape == (ROWS, SEQ_LEN)
+                assert step[0]["input_ids"].shape == (ROWS, ROW_TOKENS)
         else:
             rows = RowDataset(opened.data)
             for row_no in range(opened.num_rows):
-                assert len(rows[row_no].input_ids) == SEQ_LEN
+                assert len(rows[row_no].input_ids) == ROW_TOKENS
         return {}
 
     def count(self, root: str) -> dict[str, Any]:
@@ -124,7 +123,7 @@ class Ours(System):
                 samples += 1
                 filled += length
                 ids += length - added[document.source_no]
-        return {"samples": samples, "ids": ids, "padding": 1 - filled / (opened.num_rows * SEQ_LEN)}
+        return {"samples": samples, "ids": ids, "padding": 1 - filled / (opened.num_rows * ROW_TOKENS)}
 
     def tokens(self, opened: Any) -> Iterator[Tokens]:
         """Samples as stored, in order: for the check that all systems hold the same."""
@@ -209,7 +208,7 @@ def _open(root: Path) -> OpenData:
         text_tokenizer=str(raw / "tokenizer.model"),
         geometry=_GEOMETRY,
         ratio_unit=RatioUnit.samples,
-        seq_len=SEQ_LEN,
+        seq_len=ROW_TOKENS,
         cache_mib=0,
         window_rows=_window_rows(drawings, texts),
     )
@@ -220,7 +219,7 @@ def _window_rows(*places: Path) -> int:
     """The default, or less where an epoch is shorter."""
     manifests = [open_source(place).manifest for place in places]
     stored = sum(one.num_text_tokens + one.num_gen_images * NUM_IDS for one in manifests)
-    return min(DataSpec().window_rows, max(stored // SEQ_LEN // ROWS, 1) * ROWS)
+    return min(DataSpec().window_rows, max(stored // ROW_TOKENS // ROWS, 1) * ROWS)
 
 
 def _added_tokens(data: OpenData, number: int) -> int:

@@ -1,7 +1,8 @@
 """webdataset: one sample a member run, shards and a buffer shuffled, decoded as its documentation does it.
 
 Variant `sequence` reads the block records of our own tars with stock webdataset, in order, and splits them into
-samples: what our bytes cost without random order and without packing.
+samples, which are views of what was read: what our bytes cost without random order and without packing. Variant `laid`
+also copies these samples behind one another into rows of 4096 tokens.
 """
 
 import io
@@ -13,7 +14,7 @@ import numpy as np
 import webdataset as wds
 
 from tools.bench_data.raw import photo_samples, token_samples
-from tools.bench_data.systems.interface import BATCH, SAMPLES_PER_SHARD, SHUFFLE_BUFFER, System, Tokens
+from tools.bench_data.systems.interface import BATCH, ROW_TOKENS, SAMPLES_PER_SHARD, SHUFFLE_BUFFER, System, Tokens
 from tools.bench_data.systems.pillow_way import our_square, square, square_of_pixels
 
 
@@ -72,11 +73,16 @@ class WebDatasetTars(System):
         """A shuffled pipeline, or (variant `sequence`) our tars in order."""
         if variant == "sequence":
             return wds.WebDataset(_tars(root), shardshuffle=False).decode()
+        if variant == "laid":
+            return _Laid(self.tokens(self.open_tokens(root, "sequence")))
         shards = _tars(root)
         return wds.WebDataset(shards, shardshuffle=len(shards)).shuffle(SHUFFLE_BUFFER).decode()
 
     def tokens(self, opened: Any) -> Iterator[Tokens]:
         """Samples; those of block records are cut out of them."""
+        if isinstance(opened, _Laid):
+            yield from opened.samples()
+            return
         for sample in opened:
             if "off.npy" not in sample:
                 yield sample.get("vq.npy", ()), sample["tok.npy"]
@@ -101,6 +107,27 @@ class WebDatasetTars(System):
         """The first samples of a shuffled pipeline."""
         samples = iter(self.tokens(self.open_tokens(root, "")))
         return len([sample for sample, _ in zip(samples, range(BATCH), strict=False)])
+
+
+class _Laid:
+    """Lays samples into rows in their order, a new row where one does not fit."""
+
+    def __init__(self, given: Iterator[Tokens]) -> None:
+        self._given = given
+
+    def samples(self) -> Iterator[Tokens]:
+        """The samples, each as the parts of the row that it fills."""
+        row, at = np.zeros(ROW_TOKENS, np.int32), 0
+        for image_ids, text_ids in self._given:
+            middle = at + len(image_ids)
+            end = middle + len(text_ids)
+            if end > ROW_TOKENS:
+                row, middle, end = np.zeros(ROW_TOKENS, np.int32), middle - at, end - at
+                at = 0
+            row[at:middle] = image_ids
+            row[middle:end] = text_ids
+            yield row[at:middle], row[middle:end]
+            at = end
 
 
 def _tars(root: Path) -> list[str]:
