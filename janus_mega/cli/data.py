@@ -1,7 +1,5 @@
 """`janus-mega data ...`: raw data to shards, and what shards and mixtures will give."""
 
-from typing import Annotated
-
 import typer
 
 from janus_mega.cli import blame, plan, shards

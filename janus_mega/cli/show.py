@@ -19,7 +19,6 @@ from janus_mega.models.count import (
 from janus_mega.observe.throughput import StepCounts, training_flops
 
 if TYPE_CHECKING:
-    from data_pipeline.plan.report import PlanReport
     from data_pipeline.prepare.options import Counts, PrepareReport
     from janus_mega.checkpoint.reader import CheckpointReader
 
@@ -90,25 +89,6 @@ def checkpoint_lines(reader: "CheckpointReader") -> Iterator[str]:
     yield _row("plan", state.plan_digest[:12] or "none")
     yield _row("weights", f"{len(names)} tensors, {sum(_product(reader.shape(name)) for name in names):,} values")
     yield _row("files", f"{len(reader.manifest['files'])}, {_size_of(reader):,} bytes")
-
-
-def plan_lines(report: "PlanReport") -> Iterator[str]:
-    """Yields what a compiled plan will do."""
-    yield f"plan {report.digest[:12]}: {report.num_steps:,} steps of {report.global_batch_size} rows"
-    yield _row("tokens", f"{report.tokens:,} in {report.num_rows:,} rows of {report.seq_len}")
-    yield _row("padding", f"{report.padding_fraction:.3%}")
-    yield _row("documents per row", f"{report.documents_per_row:.2f}")
-    yield _row("images per row", f"{report.images_per_row:.2f}, at most {report.max_images_per_row}")
-    yield _row("images, fullest rank", f"{report.rank_image_imbalance:.3f} of the mean")
-    yield _row("task off its share", f"at most {report.max_task_error_rows:.2f} rows in a step")
-    yield ""
-    columns = f"{'planned':>8} {'real':>8} {'tokens':>16} {'documents':>12} {'epochs':>8}"
-    yield f"{'source':<{NAME_WIDTH}} {'task':<14} {columns}"
-    for source in report.sources:
-        yield (
-            f"{source.name:<{NAME_WIDTH}} {source.task:<14} {source.planned_share:>8.2%} {source.realised_share:>8.2%} "
-            f"{source.tokens:>16,} {source.documents:>12,} {source.epochs:>8.2f}"
-        )
 
 
 def prepare_lines(report: "PrepareReport") -> Iterator[str]:
