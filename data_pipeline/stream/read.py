@@ -13,10 +13,11 @@ import numpy as np
 from data_pipeline.errors import BrokenSample
 from data_pipeline.images import ImageError, decode_image, understanding_view
 from data_pipeline.manifest import Source
+from data_pipeline.pairs import split_name
 from data_pipeline.schema import Sample, Segment
 from data_pipeline.spec import ImageGeometry
 from data_pipeline.stream.shard_files import ShardFiles
-from data_pipeline.tar_scan import BLOCK, parse_header
+from data_pipeline.tar_scan import scan_stretch
 
 _REDO = "copy it again, or delete the directory and run `janus-mega data prepare` once more"
 
@@ -110,16 +111,11 @@ class SampleReader:
         block = self._checked(i, shard, self._row(i, shard))
         view = memoryview(block)
         members: dict[str, memoryview] = {}
-        at = 0
-        while at < len(block):
-            try:
-                member = parse_header(view[at : at + BLOCK], at)
-            except ValueError as error:
-                raise self.broken(i, "mismatch", f"there is no tar header in it ({error})") from error
-            if member is None:
-                raise self.broken(i, "mismatch", "the index points past the last sample")
-            members[member.name.partition(".")[2]] = view[member.data : member.data + member.size]
-            at = member.end
+        try:
+            for member in scan_stretch(view):
+                members[split_name(member.name)[1]] = view[member.data : member.data + member.size]
+        except ValueError as error:
+            raise self.broken(i, "mismatch", f"the index is wrong about where it lies ({error})") from error
         return members
 
     def broken(self, i: int, reason: str, what: str, remedy: str = _REDO) -> BrokenSample:
