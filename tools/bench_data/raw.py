@@ -46,7 +46,7 @@ class Sizes:
     repeats: int = 5
 
 
-TINY = Sizes(drawings=320, texts=80, photos=6, accesses=32, encoded=4, repeats=1)
+TINY = Sizes(drawings=320, texts=80, photos=4, accesses=32, encoded=1, repeats=1)
 """For a check that everything runs; its figures say nothing."""
 
 
