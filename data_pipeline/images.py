@@ -1,7 +1,7 @@
 """Pictures: check, decode, and the two crops of Janus. Shape letters: H, W pixels.
 
 JPEG goes through simplejpeg, the rest and odd JPEGs through Pillow. The number of pixels is checked from the header
-before anything is decoded. Resizing is Pillow's bicubic filter, which averages when it shrinks, as DeepSeek does it.
+before anything is decoded. Resizing (`resize`) is a bicubic filter that averages when it shrinks, as DeepSeek does it.
 
 * Understanding (DeepSeek's preprocessing): the long side becomes `size`, both sides truncated to whole pixels and at
   least 14, then gray 127 on the shorter sides, picture in the middle.
@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
+
+from data_pipeline.resize import resize
 
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused from their header."""
@@ -91,12 +93,12 @@ def understanding_view(pixels: np.ndarray, size: int) -> np.ndarray:
     smallest = min(_MIN_SIDE, size)
     new_width = max(int(width / longest * size), smallest)
     new_height = max(int(height / longest * size), smallest)
-    resized = _resize(pixels, new_width, new_height)
+    resized = resize(pixels, new_width, new_height)
     if (new_width, new_height) == (size, size):
-        return np.ascontiguousarray(resized.transpose(2, 0, 1))  # [3, size, size]
+        return resized
     square = np.full((3, size, size), BACKGROUND, np.uint8)
     top, left = (size - new_height) // 2, (size - new_width) // 2
-    square[:, top : top + new_height, left : left + new_width] = resized.transpose(2, 0, 1)
+    square[:, top : top + new_height, left : left + new_width] = resized
     return square
 
 
@@ -125,18 +127,11 @@ def generation_crops(pixels: np.ndarray, size: int, places: Sequence[float | Non
     new_width = max(round(width / shortest * size), size)
     new_height = max(round(height / shortest * size), size)
     _check_pixels(new_width, new_height)
-    resized = _resize(pixels, new_width, new_height)
+    resized = resize(pixels, new_width, new_height)
     crops = []
     for place in places:
         top, left = (
             rest // 2 if place is None else int(place * (rest + 1)) for rest in (new_height - size, new_width - size)
         )
-        crops.append(np.ascontiguousarray(resized[top : top + size, left : left + size].transpose(2, 0, 1)))
+        crops.append(np.ascontiguousarray(resized[:, top : top + size, left : left + size]))
     return crops  # [3, size, size] each
-
-
-def _resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """uint8 [height, width, 3]."""
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
