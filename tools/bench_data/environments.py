@@ -96,7 +96,7 @@ def interpreter(environment: str, scratch: Path) -> Path:
         capture_output=True,
         text=True,
     ).stdout.strip()
-    install = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
+    install = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
     subprocess.run([*install, *_PINS[environment]], check=True, stdout=subprocess.DEVNULL)
     (Path(own) / "packages_of_the_tool.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
     stamp.write_text(pins, encoding="utf-8")

@@ -190,7 +190,7 @@ def _unplain(fields: dict[str, Any]) -> SavableDataLoaderState:
     return SavableDataLoaderState(**{name: _dicts(value, dict, FlexState) for name, value in fields.items()})
 
 
-def _dicts(value: Any, given: type, wanted: type) -> Any:
+def _dicts(value: Any, given: Any, wanted: Any) -> Any:
     """The same value with dicts of one type in place of another."""
     if isinstance(value, given):
         return wanted((name, _dicts(part, given, wanted)) for name, part in value.items())

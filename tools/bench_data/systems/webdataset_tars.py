@@ -28,7 +28,7 @@ def npy_bytes(array: np.ndarray) -> bytes:
 def write_token_tars(raw: Path, root: Path) -> list[str]:
     """Writes one sample a key: vq.npy (drawings only), tok.npy, json; returns the names of the tars."""
     samples = token_samples(raw)
-    names = []
+    names: list[str] = []
     for first in range(0, len(samples), SAMPLES_PER_SHARD):
         names.append(f"{len(names):06d}.tar")
         with wds.TarWriter(str(root / names[-1]), mtime=0) as tar:
@@ -41,7 +41,7 @@ def write_token_tars(raw: Path, root: Path) -> list[str]:
 def write_photo_tars(photos: Path, root: Path) -> list[str]:
     """Writes key.jpg, key.txt and key.json; returns the names of the tars."""
     samples = photo_samples(photos)
-    names = []
+    names: list[str] = []
     for first in range(0, len(samples), SAMPLES_PER_SHARD):
         names.append(f"{len(names):06d}.tar")
         with wds.TarWriter(str(root / names[-1]), mtime=0) as tar:
