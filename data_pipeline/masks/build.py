@@ -101,7 +101,7 @@ def make_masks(
             told = ", ".join(f"{count} by '{reason}'" for reason, count in mask.reasons.items() if count)
             raise UserError(
                 f"{mask.source.path}: nothing would be left of its {len(mask.source)} samples ({told}); loosen the "
-                "criteria"
+                "criteria, or take the source out of the run"
             )
     return masks
 

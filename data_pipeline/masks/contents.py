@@ -16,9 +16,9 @@ from data_pipeline.manifest import Source
 from data_pipeline.masks.classes import classes_of_rows
 from data_pipeline.masks.passes import Progress, over_samples
 from data_pipeline.masks.pictures import sample_pictures
+from data_pipeline.pairs import pair_caption, parse_facts
 from data_pipeline.stream.read import SampleReader
 
-_CAPTIONS = ("txt", "caption")
 _Words = tuple[int, int] | None
 
 
@@ -114,9 +114,8 @@ def _hash_document(reader: SampleReader, number: int) -> bytes:
             digest.update(json.dumps(said).encode())
         digest.update(members["tok.npy"])
     else:
-        for name in sorted(members):
-            if name.rpartition(".")[2].lower() in _CAPTIONS:
-                digest.update(members[name])
+        facts = parse_facts(members["json"]) if "json" in members else {}
+        digest.update(pair_caption(members.get("txt"), facts).encode())
     for picture in sample_pictures(members):
         digest.update(hashlib.sha256(picture).digest())
     return digest.digest()

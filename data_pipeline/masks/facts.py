@@ -17,6 +17,7 @@ from data_pipeline.images import ImageError
 from data_pipeline.manifest import Source
 from data_pipeline.masks.passes import Progress, over_samples
 from data_pipeline.masks.pictures import sample_pictures
+from data_pipeline.pairs import pair_caption, parse_facts
 from data_pipeline.stream.read import SampleReader
 
 Fact = float | str
@@ -103,9 +104,6 @@ def _array(values: Sequence[Fact]) -> np.ndarray:
 
 def _facts_of_sample(members: dict[str, memoryview]) -> dict[str, Fact]:
     facts: dict[str, Fact] = {}
-    caption = next((bytes(members[name]) for name in ("txt", "caption") if name in members), None)
-    if caption is not None:
-        facts["caption_chars"] = float(len(caption.decode(errors="replace").strip()))
     if "doc.json" in members:
         document = json.loads(bytes(members["doc.json"]))
         learnt = [part for part in document["seq"] if part["t"] == "text" and part["loss"]]
@@ -113,14 +111,17 @@ def _facts_of_sample(members: dict[str, memoryview]) -> dict[str, Fact]:
             facts["caption_chars"] = float(sum(len(part["s"]) for part in learnt))
         _add_said(facts, document)
         _add_said(facts, document.get("meta"))
-    elif "json" in members:
-        said = json.loads(bytes(members["json"]))
+    else:
+        said = parse_facts(members["json"]) if "json" in members else {}
         _add_said(facts, said)
-        _add_said(facts, said.get("meta") if isinstance(said, dict) else None)
+        _add_said(facts, said.get("meta"))
+        facts["caption_chars"] = float(len(pair_caption(members.get("txt"), said).strip()))
     language = next((facts[name] for name in _LANGUAGES if name in facts), None)
     if language is not None:
         facts.setdefault("language", language)
     sizes = [picture_size(bytes(picture)) for picture in sample_pictures(members)]
+    if any(min(size) < 1 for size in sizes):
+        raise ImageError("a picture without pixels")
     if sizes:
         width, height = np.array(sizes, np.float64).T
         facts |= {"width": float(width[0]), "height": float(height[0])}

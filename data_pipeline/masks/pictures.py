@@ -18,6 +18,7 @@ from data_pipeline.manifest import Source
 from data_pipeline.masks.passes import Progress, over_samples
 from data_pipeline.masks.picture_hash import perceptual_hash
 from data_pipeline.masks.store import MASKS_DIR, npy_bytes
+from data_pipeline.pairs import PICTURE_EXTENSIONS
 from data_pipeline.stream.read import SampleReader
 
 PICTURE_DTYPE = np.dtype([("sample", "<i8"), ("sha", "<u8", (2,)), ("look", "<u8"), ("state", "|u1")])
@@ -25,8 +26,6 @@ PICTURE_DTYPE = np.dtype([("sample", "<i8"), ("sha", "<u8", (2,)), ("look", "<u8
 
 COMPARABLE, FLAT, UNDECODABLE, DAMAGED = range(4)
 """Damaged: the sample cannot be read, so its pictures are unknown; it counts as one that resembles nothing."""
-
-_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 
 def hashed_pictures(source: Source, *, looks: bool, workers: int = 1, progress: Progress | None = None) -> np.ndarray:
@@ -55,7 +54,7 @@ def hashed_pictures(source: Source, *, looks: bool, workers: int = 1, progress: 
 
 
 def sample_pictures(members: dict[str, memoryview]) -> list[memoryview]:
-    """The pictures of a sample in the order of its document, or of their names where there is none.
+    """The pictures of a sample in the order of its document; the one picture of a pair.
 
     Raises:
         KeyError, ValueError, TypeError: Its document is damaged.
@@ -63,7 +62,7 @@ def sample_pictures(members: dict[str, memoryview]) -> list[memoryview]:
     if "doc.json" in members:
         sequence = json.loads(bytes(members["doc.json"]))["seq"]
         return [members[part["name"]] for part in sequence if part["t"] == "image"]
-    return [members[name] for name in sorted(members) if name.rpartition(".")[2].lower() in _EXTENSIONS]
+    return [members[name] for name in PICTURE_EXTENSIONS if name in members]
 
 
 def _hash_looks(reader: SampleReader, numbers: list[int]) -> np.ndarray:
