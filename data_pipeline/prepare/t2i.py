@@ -18,11 +18,12 @@ import numpy as np
 
 from data_pipeline.dialogue import caption_text
 from data_pipeline.errors import UserError
-from data_pipeline.images import ImageError
+from data_pipeline.images import ImageError, decode_image
 from data_pipeline.manifest import ImageTokenizerEntry
-from data_pipeline.prepare.crops import crops_of, distinct, preprocessing
+from data_pipeline.prepare.crops import crop, distinct, preprocessing
 from data_pipeline.prepare.directory import Facts
 from data_pipeline.prepare.encoding import Ahead, ImageTokenizer, PictureEncoder
+from data_pipeline.prepare.meta import Meta, sample_meta
 from data_pipeline.prepare.options import PrepareOptions, PrepareReport, Progress
 from data_pipeline.prepare.records import RawRecord, Reject, checked_text, text_field
 from data_pipeline.prepare.run import run_prepare
@@ -63,6 +64,8 @@ class _Loaded:
 
     uid: str
     captions: list[str]
+    metas: list[Meta]
+    """What is known of each caption's sample."""
     crops: list[np.ndarray]
     """The different ones, uint8 [3, size, size]."""
     which: list[int]
@@ -75,6 +78,7 @@ class _Drawing:
 
     uid: str
     caption_ids: list[list[int]]
+    metas: list[Meta]
     crops: list[int]
     """Number of each crop among the encoder's pictures."""
 
@@ -148,10 +152,13 @@ class _T2iPreparer(Preparer):
         name = fields.get("image")
         content = record.picture(name)
         try:
-            crops = crops_of(content, uid, self._entry.image_size, self._options.crops, self._options.flips)
+            pixels = decode_image(content)
+            crops = crop(pixels, uid, self._entry.image_size, self._options.crops, self._options.flips)
         except ImageError as error:
             raise Reject("undecodable_image", f"image {name!r} is no usable picture: {error}") from error
-        return _Loaded(uid, captions, *distinct(crops))
+        keep, size = self._options.importing.keep_columns, (pixels.shape[1], pixels.shape[0])
+        metas: list[Meta] = [sample_meta(fields, keep, size=size, caption=caption) for caption in captions]
+        return _Loaded(uid, captions, metas, *distinct(crops))
 
     def add(self, record: RawRecord, writer: ShardWriter) -> None:
         """Adds a picture with its captions.
@@ -164,7 +171,7 @@ class _T2iPreparer(Preparer):
         captions = [self._tokenizer.encode(caption_text(caption)) for caption in loaded.captions]
         if self._open and self._num_open + len(captions) > self._options.record_size:
             self._close_record()
-        self._open.append(_Drawing(loaded.uid, captions, [numbers[crop] for crop in loaded.which]))
+        self._open.append(_Drawing(loaded.uid, captions, loaded.metas, [numbers[crop] for crop in loaded.which]))
         self._num_open += len(captions)
         self._write_records(writer)
 
@@ -188,8 +195,9 @@ class _T2iPreparer(Preparer):
     def _write_record(self, drawings: list[_Drawing], writer: ShardWriter) -> None:
         rows = np.stack([self._row(drawing) for drawing in drawings]).astype("<u2")  # [images, crops * num_tokens]
         ids = FlatIds(self.facts.token_dtype)
-        uids, image_rows, drawn = [], [], []
+        uids, image_rows, drawn, metas = [], [], [], []
         for row, drawing in enumerate(drawings):
+            metas += drawing.metas
             for number, caption_ids in enumerate(drawing.caption_ids):
                 ids.append(caption_ids)
                 uids.append(drawing.uid)
@@ -210,7 +218,7 @@ class _T2iPreparer(Preparer):
             "cap.npy": npy_bytes(np.array(image_rows, "<u4")),
             "vq.npy": npy_bytes(rows),
         }
-        writer.add_record(uids, members, ids, drawn)
+        writer.add_record(uids, members, ids, drawn, metas)
 
     def _row(self, drawing: _Drawing) -> np.ndarray:
         """Ids of all crops of a picture, uint16 [crops * num_tokens]."""

@@ -16,6 +16,8 @@ from data_pipeline.prepare.task import Preparer
 from data_pipeline.text.interface import TextTokenizer
 from data_pipeline.uid import uid_text
 
+MAX_RECORD_TOKENS = 2_000_000
+"""A block record ends once it holds so many ids, 4 MB of two-byte ones."""
 _BORDERS = (re.compile(r"(?<=\n\n)"), re.compile(r"(?<=\n)"))
 """After a paragraph, after a line."""
 
@@ -76,7 +78,8 @@ class _TextPreparer(Preparer):
             self._documents.append(ids)
             self._uids.append(uid_text(f"{identity}#{number}" if number else identity))
             self._metas.append(meta)
-            if len(self._documents) == self._record_size:
+            self._num_tokens += len(ids)
+            if len(self._documents) == self._record_size or self._num_tokens >= MAX_RECORD_TOKENS:
                 self.end_shard(writer)
 
     def end_shard(self, writer: ShardWriter) -> None:
@@ -96,6 +99,7 @@ class _TextPreparer(Preparer):
         self._documents: list[list[int]] = []
         self._uids: list[str] = []
         self._metas: list[Meta] = []
+        self._num_tokens = 0
 
 
 def cut_text(text: str, tokenizer: TextTokenizer, max_tokens: int) -> list[list[int]]:
