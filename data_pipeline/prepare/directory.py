@@ -20,7 +20,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import sha256_of, write_aside
@@ -36,8 +38,8 @@ from data_pipeline.manifest import (
 from data_pipeline.prepare.asides import aside_of, is_aside, remove_asides, remove_dead_asides
 from data_pipeline.prepare.inputs import InputEntry, check_inputs, inputs_setting
 from data_pipeline.prepare.join import join_parts
-from data_pipeline.prepare.meta import META_DIR, join_meta, meta_table
-from data_pipeline.prepare.shard import ShardWriter, npy_bytes
+from data_pipeline.prepare.meta import META_DIR, Meta, join_meta, meta_table
+from data_pipeline.prepare.shard import npy_bytes
 
 _SETTINGS_NAME = "prepare.json"
 _ROOMS = ("parts", "shards", "index")
@@ -56,6 +58,27 @@ class Facts:
     template: str | None = None
     """Recorded if any shard says that it used it."""
     record_size: int = 0
+
+
+class TaskOutput(Protocol):
+    """What a task has made: a shard by its writer, or the index of a tar that was there."""
+
+    rejects: Counter[str]
+    uses_template: bool
+    metas: list[Meta]
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the task."""
+        ...
+
+    def finish(self) -> np.ndarray:
+        """Makes its tar real; returns its index rows, ROW_DTYPE [samples]."""
+        ...
+
+    def abandon(self) -> None:
+        """Drops what was written, unless it has been finished."""
+        ...
 
 
 class ShardDirectory:
@@ -157,7 +180,7 @@ class ShardDirectory:
             return False
         return True
 
-    def commit(self, task: int, writer: ShardWriter) -> None:
+    def commit(self, task: int, writer: TaskOutput) -> None:
         """Makes a finished task durable; a task without a sample leaves no tar.
 
         Raises:
@@ -254,7 +277,7 @@ class ShardDirectory:
         size = tar.stat().st_size if tar.exists() else 0
         if facts["settings"] != self._settings_digest():
             raise UserError(f"{path}: made by another command in the same directory; give a new output directory")
-        if size != facts["bytes"]:
+        if facts["num_samples"] and size != facts["bytes"]:
             raise UserError(f"{tar}: has {size} bytes instead of {facts['bytes']}; run the same command again")
         return facts
 

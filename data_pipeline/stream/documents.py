@@ -26,7 +26,7 @@ class DocumentReader:
 
     def __init__(self, data: OpenData) -> None:
         self.choices = Choices(data.spec)
-        self.readers = [SampleReader(source, data.spec.geometry) for source in data.sources]
+        self.readers = [SampleReader(source, data.spec.geometry, data.builder.tokenizer) for source in data.sources]
         """One per source of the plan."""
         self.tasks = [TaskId[source.task.name] for source in data.plan.sources]
         self.cache: dict[tuple[int, int], Document] = {}

@@ -10,14 +10,16 @@ import zlib
 
 import numpy as np
 
+from data_pipeline.dialogue import pair_text
 from data_pipeline.errors import BrokenSample
 from data_pipeline.images import ImageError, decode_image, understanding_view
 from data_pipeline.manifest import Source
-from data_pipeline.pairs import split_name
+from data_pipeline.pairs import read_pair, split_name
 from data_pipeline.schema import Sample, Segment
 from data_pipeline.spec import ImageGeometry
 from data_pipeline.stream.shard_files import ShardFiles
 from data_pipeline.tar_scan import scan_stretch
+from data_pipeline.text.interface import TextTokenizer
 
 _REDO = "copy it again, or delete the directory and run `janus-mega data prepare` once more"
 
@@ -25,14 +27,16 @@ _REDO = "copy it again, or delete the directory and run `janus-mega data prepare
 class SampleReader:
     """Reads samples of one source by number."""
 
-    def __init__(self, source: Source, geometry: ImageGeometry) -> None:
+    def __init__(self, source: Source, geometry: ImageGeometry, tokenizer: TextTokenizer | None = None) -> None:
+        """Opens nothing yet; captions of foreign tars (layout pairs) need the `tokenizer`, other sources do not."""
         self.source = source
+        self.tokenizer = tokenizer
         self.geometry = geometry
         self.files = ShardFiles(source)
         self._token_dtype = np.dtype(source.manifest.token_dtype)
 
-    def __reduce__(self) -> tuple[type["SampleReader"], tuple[Source, ImageGeometry]]:
-        return SampleReader, (self.source, self.geometry)
+    def __reduce__(self) -> tuple[type["SampleReader"], tuple[Source, ImageGeometry, TextTokenizer | None]]:
+        return SampleReader, (self.source, self.geometry, self.tokenizer)
 
     def close(self) -> None:
         """Closes the shards that are open; reading opens them again."""
@@ -55,7 +59,9 @@ class SampleReader:
         if self.source.kind == "text":
             ids = self._text_ids(self._checked(i, shard, self._row(i, shard)))
             return Sample(self.source.uid(i), segments=(Segment(ids),))
-        return self._read_interleaved(i, shard)
+        if self.source.manifest.layout == "pairs":
+            return self._read_pair(i, shard)
+        return self._read_interleaved(i)
 
     def _read_drawing(self, i: int, shard: int, variant: int) -> Sample:
         images = self.source.manifest.image_tokenizer
@@ -70,7 +76,24 @@ class SampleReader:
             image_ids=np.frombuffer(image_rows, "<u2", images.num_tokens, variant * size),
         )
 
-    def _read_interleaved(self, i: int, shard: int) -> Sample:
+    def _read_pair(self, i: int, shard: int) -> Sample:
+        """A picture with its caption, from somebody else's tar."""
+        if self.tokenizer is None:
+            raise ValueError(f"{self.source.path}: captions of foreign tars are tokenized when read: give a tokenizer")
+        stretch = self._checked(i, shard, self._row(i, shard))
+        try:
+            pair = read_pair(stretch)
+            picture = decode_image(bytes(pair.picture))
+        except ImageError as error:
+            raise self.broken(i, "undecodable", f"its picture is not usable: {error}", "leave it out") from error
+        except ValueError as error:
+            raise self.broken(i, "mismatch", f"it is no picture with a caption ({error})") from error
+        ids = np.array(self.tokenizer.encode(pair_text(pair.caption)), np.int32)
+        view = understanding_view(picture, self.geometry.understanding_size)
+        segments = (Segment(image=0, has_loss=False), Segment(ids))
+        return Sample(self.source.uid(i), segments=segments, images=(view,))
+
+    def _read_interleaved(self, i: int) -> Sample:
         members = self.members(i)
         try:
             document = json.loads(bytes(members["doc.json"]))
