@@ -13,7 +13,11 @@ import numpy as np
 
 
 def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Resizes a picture, uint8 [H, W, 3] -> uint8 [3, height, width]."""
+    """Resizes a picture, uint8 [H, W, 3] -> uint8 [3, height, width].
+
+    Both new sides must be 2 or more for the same bytes everywhere: PyTorch takes a picture of width 1 for one without
+    channels last.
+    """
     if pixels.shape[:2] == (height, width):
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
     import torch  # here, because it takes a second

@@ -74,7 +74,7 @@ import numpy as np, torch
 from data_pipeline.resize import resize
 random = np.random.default_rng(0)
 digest = hashlib.sha256()
-sides = [(*random.integers(1, 160, 2), *random.integers(1, 120, 2)) for _ in range(150)]
+sides = [(*random.integers(1, 160, 2), *random.integers(2, 120, 2)) for _ in range(150)]
 for height, width, h, w in [*sides, (512, 512, 384, 384), (600, 800, 288, 384), (2, 3000, 14, 384)]:
     pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
     digest.update(resize(pixels, int(w), int(h)).tobytes())
