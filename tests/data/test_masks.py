@@ -1,7 +1,9 @@
 """`janus-mega data mask` on real shards: filters, lists and duplicates in one call, what is told, what is refused."""
 
+import io
 import json
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ from typer.testing import CliRunner
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import open_source
 from data_pipeline.masks.store import list_masks, mask_facts, read_mask
+from data_pipeline.prepare.foreign import index_tars
 from data_pipeline.prepare.importing import ImportOptions
 from data_pipeline.prepare.interleaved import prepare_interleaved
 from data_pipeline.prepare.options import PrepareOptions
 from data_pipeline.prepare.t2i import prepare_t2i
+from data_pipeline.text.load import load_text_tokenizer
 from janus_mega.cli.data import data_app
 from tests.support.pictures import COPIES, encoded, scenes
 from tests.support.raw import ColourTokenizer, train_tokenizer, write_jsonl
@@ -195,3 +199,30 @@ def test_bad_directories(root):
     refused("is no directory of shards", root, "--name", "m", "--min-side", 40)
     refused("given twice", root / "documents", root / "documents", "--name", "m", "--dedup", "exact")
     refused("hold ids, not pictures", root / "drawings", "--name", "m", "--dedup", "near")
+
+
+def test_tars_of_others_are_masked_where_they_lie(made, tmp_path):
+    """A tar as img2dataset writes it; scores that the index does not keep come from its .json."""
+    copies = [COPIES["webp"](scenes(NUM, side=96)[1]), encoded(scenes(1, side=96, seed=5)[0]), b""]
+    copies[2] = copies[1]
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "00000.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for n, content in enumerate(copies):
+            facts = {"caption": f"caption {n}", "clip_score": 0.2 + n / 10, "watermark": None, "source": "web"}
+            key = "deep/" * 30 + f"{n:09d}"
+            members = {"webp" if n == 0 else "JPG": content, "json": json.dumps(facts).encode()}
+            for extension, content in members.items():
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    index_tars([tmp_path / "tars"], tmp_path / "index", load_text_tokenizer(made / "text.model"))
+    before = (tmp_path / "tars" / "00000.tar").read_bytes()
+    mask(tmp_path / "index", "--name", "score", "--keep-if", "clip_score>0.25", "--min-chars", 5)
+    assert left_out(tmp_path / "index", "score") == [0]
+    shutil.copytree(made / "documents", tmp_path / "documents")
+    mask(tmp_path / "documents", tmp_path / "index", "--name", "near", "--dedup", "near")
+    assert left_out(tmp_path / "index", "near") == [0, 2]
+    mask(tmp_path / "index", "--name", "exact", "--dedup", "exact", "--drop-if", "clip_score>9")
+    assert left_out(tmp_path / "index", "exact") == []
+    refused("no sample has 'aesthetic'; .*clip_score", tmp_path / "index", "--name", "m", "--keep-if", "aesthetic>5")
+    assert (tmp_path / "tars" / "00000.tar").read_bytes() == before
