@@ -2,7 +2,7 @@
 
 import typer
 
-from janus_mega.cli import blame, plan, shards
+from janus_mega.cli import blame, index, plan, preview, shards
 from janus_mega.cli.mask import mask_app
 from janus_mega.cli.prepare import prepare_app
 
@@ -12,7 +12,9 @@ data_app = typer.Typer(
     rich_markup_mode=None,
 )
 data_app.add_typer(prepare_app)
+index.add_to(data_app)
 data_app.add_typer(mask_app)
 shards.add_to(data_app)
 blame.add_to(data_app)
+preview.add_to(data_app)
 plan.add_to(data_app)

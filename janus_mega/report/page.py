@@ -97,6 +97,8 @@ class Page:
 
     title: str
     subtitle: str = ""
+    style: str = ""
+    """Rules of this page, after those of all pages."""
     sections: list[Markup] = field(default_factory=list)
 
     def add(self, title: str, *parts: Markup) -> None:
@@ -109,7 +111,8 @@ class Page:
         body = "\n".join(section.html for section in self.sections)
         return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(self.title)}</title>\n'
-            f'<meta name="viewport" content="width=device-width"><style>\n{STYLE}\n</style></head><body>\n'
+            f'<meta name="viewport" content="width=device-width"><style>\n{STYLE}\n{self.style}\n</style>'
+            "</head><body>\n"
             f'<h1>{escape(self.title)}</h1>\n<p class="note">{escape(self.subtitle)}</p>\n{body}\n</body></html>\n'
         )
 
