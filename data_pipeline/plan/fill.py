@@ -25,9 +25,7 @@ class Filling:
     ledger: Ledger
     """After the window."""
     shares: tuple[int, ...]
-    """Shares of the window in 1/WHOLE; 0 for sources that gave their last documents in it."""
-    finished: tuple[int, ...]
-    """Sources that gave their last documents without reaching their share."""
+    """Shares of the window in 1/WHOLE; 0 for sources that gave their last documents without reaching theirs."""
     fullness: tuple[int, ...]
     """Tokens that rows of this kind hold, for the window after: one number for all rows, or one for each source."""
 
@@ -75,7 +73,7 @@ def fill_shared_rows(
     account.take([source.tokens(count) if by_tokens else count for source, count in zip(upcoming, counts, strict=True)])
     bins, debts = _top_up(account, mixture.left(ledger), upcoming, bins, _rooms(lengths, bin_of, space), by_tokens)
     after = ledger.after(upcoming, [len(placed) for placed in bins], debts)
-    return Filling(bins, after, account.shares, division.finished, (sum(after.tokens) - sum(ledger.tokens),))
+    return Filling(bins, after, account.shares, (sum(after.tokens) - sum(ledger.tokens),))
 
 
 def _interleave(counts: Sequence[int]) -> np.ndarray:
@@ -173,9 +171,7 @@ def fill_own_rows(
         bins.append(placed + first)
         first += _num_bins(placed)
     after = ledger.after(upcoming, [len(placed) for placed in bins], account.debts())
-    return Filling(
-        bins, after, account.shares, tuple(sorted(last)), _fullness(fullness, ledger, after, num_rows, upcoming)
-    )
+    return Filling(bins, after, account.shares, _fullness(fullness, ledger, after, num_rows, upcoming))
 
 
 def _num_bins(placed: np.ndarray) -> int:

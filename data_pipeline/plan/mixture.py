@@ -22,6 +22,8 @@ from data_pipeline.spec import RatioUnit, ScheduleUnit
 
 _ROUNDINGS = 4
 """How often counts are rounded to whole documents against the total that the rounding before gave."""
+_MENDINGS = 256
+"""How many single documents are then added or taken back while a source is more than a document off."""
 
 
 class SourceExhausted(Exception):
@@ -144,7 +146,7 @@ class Account:
             self._debts[k] += self.shares[k] * total - WHOLE * amounts[k]
 
     def take_one(self, source: int, size: int) -> None:
-        """Enters one document of an active source."""
+        """Enters one document of an active source; a negative size takes it back."""
         for k in self.active:
             self._debts[k] += self.shares[k] * size
         self._debts[source] -= WHOLE * size
@@ -157,6 +159,22 @@ class Account:
         debts = {k: self._debts[k] - self._goals[k] for k in self.active}
         allowed = [k for k in self.active if debts[k] + self.shares[k] * sizes[k] >= 0]
         return sorted(allowed, key=lambda k: (-debts[k], k))
+
+    def farthest(self) -> tuple[int, bool] | None:
+        """The source that is the most documents off what it is owed, and whether it is owed more; None if all are
+        within one."""
+        off = [k for k in self.active if abs(self._debts[k]) > self._bounds[k]]
+        if not off:
+            return None
+        worst = max(off, key=lambda k: (abs(self._debts[k]) / self._bounds[k], -k))
+        return worst, self._debts[worst] > 0
+
+    def copy(self) -> "Account":
+        """One that can be tried things on."""
+        other = Account.__new__(Account)
+        other.shares, other.active, other._bounds, other._goals = self.shares, self.active, self._bounds, self._goals
+        other._debts = list(self._debts)
+        return other
 
     def is_exact(self) -> bool:
         """Whether every active source is within one document of what it is owed."""
@@ -281,7 +299,25 @@ def _split_tokens(account: Account, upcoming: Sequence[Upcoming], tokens: int) -
         if taken == tokens:
             break
         tokens = taken
-    return counts
+    return _mended(account, upcoming, counts)
+
+
+def _mended(account: Account, upcoming: Sequence[Upcoming], counts: list[int]) -> list[int]:
+    """Adds or takes back single documents while a source is more than one off: rounding may go round in circles, and
+    what sources of long documents are off then moves those of short ones by several."""
+    trial = account.copy()
+    of_source = dict(zip(account.active, counts, strict=True))
+    trial.take([upcoming[k].tokens(of_source.get(k, 0)) for k in range(len(upcoming))])
+    for _ in range(_MENDINGS):
+        found = trial.farthest()
+        if found is None or (not found[1] and not of_source[found[0]]):
+            break
+        source, is_owed = found
+        of_source[source] -= 0 if is_owed else 1
+        size = upcoming[source].length(of_source[source])
+        trial.take_one(source, size if is_owed else -size)
+        of_source[source] += 1 if is_owed else 0
+    return list(of_source.values())
 
 
 def _split_samples(account: Account, upcoming: Sequence[Upcoming], tokens: int) -> list[int]:

@@ -260,9 +260,9 @@ class _Totals:
         return of_unit[self.plan.mixture.unit].astype(np.float64)
 
     def _add_planned(self, window: Window, amounts: np.ndarray) -> None:
-        """Adds what the sources were due: shares of what is shared; those that finish, what they gave."""
+        """Adds what the sources were due: shares of what is shared; those that gave the rest they had, that."""
         shares = np.array(window.shares, np.float64) / WHOLE
-        given = np.isin(np.arange(len(amounts)), window.finished)
+        given = np.isin(np.arange(len(amounts)), window.finished) & (shares == 0)
         self._planned += np.where(given, amounts, shares * amounts[~given].sum())
 
     def _add_events(self, window_no: int, window: Window) -> None:

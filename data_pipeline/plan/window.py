@@ -6,7 +6,7 @@ filled completely hold less than rows x seq_len, and the next window begins with
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -66,9 +66,9 @@ class Window:
     num_images: np.ndarray
     """int64 [rows], images to understand."""
     shares: tuple[int, ...]
-    """Planned share of each source in 1/WHOLE; 0 where it is out of the mixture or gives its last documents."""
-    finished: tuple[int, ...]
-    """Sources that give their last documents here and leave the mixture."""
+    """Planned share of each source in 1/WHOLE; 0 where it is out of the mixture, or gives the few it has left."""
+    finished: tuple[int, ...] = ()
+    """Sources that give the last of the documents they may here."""
 
 
 def compile_window(
@@ -83,8 +83,9 @@ def compile_window(
     fill = fill_own_rows if mixture.unit is RatioUnit.rows else fill_shared_rows
     time = mixture.time_of(shape.first_step(cursor.window_no), cursor.ledger)
     filling = fill(cursor.ledger, cursor.fullness, upcoming, mixture, time, Space(shape.num_rows, shape.seq_len))
+    finished = [k for k, left in enumerate(mixture.left(filling.ledger)) if left == 0 and len(filling.bins[k])]
     window = _arrange(filling, upcoming, streams, tasks, shape, stream_key("window", shape.seed, cursor.window_no))
-    return window, Cursor(cursor.window_no + 1, filling.ledger, filling.fullness)
+    return replace(window, finished=tuple(finished)), Cursor(cursor.window_no + 1, filling.ledger, filling.fullness)
 
 
 def _arrange(
@@ -118,5 +119,4 @@ def _arrange(
         length[order],
         np.bincount(row_of, np.concatenate(images), shape.num_rows).astype(np.int64),
         filling.shares,
-        filling.finished,
     )
