@@ -6,6 +6,7 @@ when, never what is in it.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data_pipeline.errors import UserError
 from data_pipeline.plan.open import OpenData
-from data_pipeline.plan.plan import Plan
+from data_pipeline.plan.plan import Plan, PlanEnded
 from data_pipeline.schema import Hole
 from data_pipeline.stream.assemble import combine_digests, row_digest
 from data_pipeline.stream.canvas import Rows
@@ -32,14 +33,15 @@ def build_loader(
     first_step: int = 0,
     num_steps: int,
 ) -> "StepLoader":
-    """The loader of one rank over steps first_step ... first_step + num_steps - 1.
+    """The loader of one rank over steps first_step ... first_step + num_steps - 1, or as far as the plan goes.
 
     Raises:
         ValueError: global_batch_size is not a multiple of dp_size x micro_batch_size, or there is no such rank.
     """
     if not 0 <= dp_rank < dp_size:
         raise ValueError(f"dp_rank {dp_rank} of {dp_size}")
-    data.plan.place(first_step, dp_size, micro_batch_size)
+    with suppress(PlanEnded):  # then there is no step to give; what follows would find it
+        data.plan.place(first_step, dp_size, micro_batch_size)
     rows = _RowNumbers(data.plan, micro_batch_size, (dp_rank, dp_size), range(first_step, first_step + num_steps))
     return StepLoader(RowDataset(data), rows, data.spec.num_workers)
 
@@ -56,6 +58,7 @@ class StepLoader:
         self._num_workers = num_workers
 
     def __len__(self) -> int:
+        """Steps asked for; there are fewer where the plan ends before."""
         return len(self._rows.steps)
 
     def __iter__(self) -> Iterator[list[Batch]]:
@@ -100,7 +103,11 @@ class _RowNumbers(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps:
-            yield from self._plan.place(step, self._dp_size, self._micro_batch_size)[self._dp_rank].tolist()
+            try:
+                placed = self._plan.place(step, self._dp_size, self._micro_batch_size)
+            except PlanEnded:
+                return  # a source with on_exhausted=stop has given its epochs; every rank ends here
+            yield from placed[self._dp_rank].tolist()
 
 
 class _MicroBatches(Dataset[Rows | UserError]):

@@ -1,6 +1,7 @@
 """The loader: the same global batches for any ranks, workers and restarts."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.schema import BATCH_KEYS
+from data_pipeline.spec import Exhausted
 from data_pipeline.stream.assemble import combine_digests
 from data_pipeline.stream.dataset import RowDataset
 from data_pipeline.stream.loader import batch_hash, build_loader, row_digests
@@ -117,3 +119,18 @@ def test_a_missing_shard_stops_the_loader_with_one_line(tmp_path, num_workers):
     with pytest.raises(UserError, match=r"000001\.tar: the shard cannot be opened \(No such file") as caught:
         list(build_loader(data, micro_batch_size=1, num_steps=20))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_loader_ends_where_the_plan_ends(shards, num_workers):
+    sources = {
+        **shards.spec.sources,
+        "questions": replace(shards.spec.sources["questions"], max_epochs=3, on_exhausted=Exhausted.stop),
+    }
+    data = shards.open(sources=sources, num_workers=num_workers)
+    end = data.plan.ends_at_step(1000)
+    assert 4 <= end < 40
+    found = hashes(data, first_step=0, num_steps=40, dp_size=2)
+    assert found == [RowDataset(data).step_hash(step) for step in range(end)]
+    for first_step in (end, end + 8):
+        assert hashes(data, first_step=first_step, num_steps=5) == []
