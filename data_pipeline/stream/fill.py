@@ -27,7 +27,6 @@ class Filler(ABC):
         self._ids = builder.ids
         self._token_bytes = np.dtype(files.source.manifest.token_dtype).itemsize
 
-    @abstractmethod
     def fill(self, canvas: Canvas, chosen: np.ndarray) -> list[int]:
         """Fills documents of this source.
 
@@ -36,11 +35,19 @@ class Filler(ABC):
             chosen: int64 [d], their numbers in the canvas.
 
         Returns:
-            Numbers of those whose bytes do not match the index; they must be filled in another way.
+            Numbers of those whose bytes cannot be read or do not match the index; the plain way says what it is.
 
         Raises:
-            UserError: A shard is missing or cannot be read.
+            UserError: A shard is missing.
         """
+        try:
+            return self._fill(canvas, chosen)
+        except OSError:
+            return chosen.tolist()
+
+    @abstractmethod
+    def _fill(self, canvas: Canvas, chosen: np.ndarray) -> list[int]:
+        """As `fill`, but a read may fail."""
 
     def _open(self, samples: np.ndarray) -> list[int]:
         """Descriptors of the shards that hold some samples."""
@@ -57,8 +64,7 @@ class TextFiller(Filler):
         pattern[HEAD, :-1] = LabelHead.text
         self._pattern = Pattern(pattern)
 
-    def fill(self, canvas: Canvas, chosen: np.ndarray) -> list[int]:
-        """See `Filler`."""
+    def _fill(self, canvas: Canvas, chosen: np.ndarray) -> list[int]:
         source, planned, width = self._source, canvas.planned, self._token_bytes
         samples, start = planned.sample_no[chosen], planned.start[chosen]
         begin, end = canvas.begin[chosen], canvas.end[chosen]
@@ -108,8 +114,7 @@ class DrawingFiller(Filler):
         pattern[HEAD, -2 - self._num_ids : -2] = LabelHead.image
         self._pattern = Pattern(pattern)
 
-    def fill(self, canvas: Canvas, chosen: np.ndarray) -> list[int]:
-        """See `Filler`."""
+    def _fill(self, canvas: Canvas, chosen: np.ndarray) -> list[int]:
         source, planned, width, tokens = self._source, canvas.planned, self._token_bytes, canvas.tokens
         assert source.image_offset is not None
         samples, epochs = planned.sample_no[chosen], planned.epoch[chosen]
