@@ -14,7 +14,7 @@ from janus_mega.config.schema import Module, RunConfig, Schedule, TokenizerRunCo
 from janus_mega.config.validate import validate_any, validate_run
 from janus_mega.config.validate_mixture import curve_of
 from janus_mega.models.count import image_tokenizer_parameters, module_parameters, total_parameters
-from janus_mega.models.janus import MODULE_ATTRIBUTES, build_chunk
+from janus_mega.models.janus import MODULE_ATTRIBUTES, build_chunks
 from janus_mega.models.vision.vq import VqModel
 from janus_mega.parallel.groups import build_groups
 from tests.support.ranks import results_of_ranks
@@ -156,7 +156,7 @@ def build_every_run():
     for name in RUNS:
         config = load_config(RunConfig, name).config
         parallel = replace(config.parallel, tp_size=1, pp_size=1, sequence_parallel=False)
-        chunk = build_chunk(config.model, parallel, config.loss, layout)
+        (chunk,) = build_chunks(config.model, parallel, config.loss, layout)
         assert all(parameter.device.type == "meta" for parameter in chunk.parameters())
         built[name] = {
             module.value: sum(parameter.numel() for parameter in getattr(chunk, attribute).parameters())

@@ -21,6 +21,51 @@ def dp_size(parallel: ParallelConfig, world_size: int) -> int:
     return world_size // (parallel.tp_size * parallel.pp_size)
 
 
+UNDERSTOOD_SHARE, DRAWN_SHARE, WRITTEN_SHARE = 0.15, 0.45, 0.35
+"""Positions that hold an understood image, that the image head scores and that the text head scores, at the papers'
+2 : 3 : 5 of stage II: what the ends of a pipeline are weighed with."""
+
+
+def layer_counts(model: ModelConfig, parallel: ParallelConfig) -> tuple[int, ...]:
+    """Returns the decoder layers of every chunk in the order of the stream.
+
+    Without `pipeline_layers`, each layer goes to the pipeline rank, and within it to the chunk, that has least to
+    multiply so far. Chunk k lives on rank k % pp_size.
+    """
+    if parallel.pipeline_layers:
+        return tuple(parallel.pipeline_layers)
+    pp_size, num_chunks = parallel.pp_size, parallel.pp_size * parallel.virtual_pp_size
+    layer = _layer_weights(model.backbone)
+    first, last = _end_weights(model)
+    counts = [1] * num_chunks
+    load = [float(layer)] * num_chunks
+    load[0] += first
+    load[-1] += last
+    for _ in range(model.backbone.num_layers - num_chunks):
+        rank = min(range(pp_size), key=lambda r: (sum(load[r::pp_size]), r))
+        chunk = min(range(rank, num_chunks, pp_size), key=lambda k: (load[k], k))
+        counts[chunk] += 1
+        load[chunk] += layer
+    return tuple(counts)
+
+
+def _layer_weights(backbone: BackboneConfig) -> int:
+    """Returns the weights that a token is multiplied with in one decoder layer."""
+    width = head_dim(backbone)
+    heads = 2 * backbone.num_heads * width + 2 * backbone.num_kv_heads * width
+    return backbone.hidden_size * (heads + 3 * backbone.ffn_hidden_size)
+
+
+def _end_weights(model: ModelConfig) -> tuple[float, float]:
+    """Returns the same before the first and after the last layer, for a mean position."""
+    hidden, encoder = model.backbone.hidden_size, model.understanding
+    patch = encoder.num_layers * encoder.hidden_size * (4 * encoder.hidden_size + 2 * encoder_ffn_size(encoder))
+    inner = image_head_hidden_size(model)
+    text_head = hidden * model.backbone.vocab_size
+    image_head = inner * (hidden + model.image_tokenizer.codebook_size)
+    return UNDERSTOOD_SHARE * patch, WRITTEN_SHARE * text_head + DRAWN_SHARE * image_head
+
+
 def num_micro_batches(global_batch_size: int, micro_batch_size: int, dp_size: int) -> int:
     """Returns how many micro-batches one dp rank works through in a step."""
     return global_batch_size // (micro_batch_size * dp_size)

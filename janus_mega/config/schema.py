@@ -156,6 +156,11 @@ class ParallelConfig:
     """Tensor-parallel ranks."""
     pp_size: int = 1
     """Pipeline-parallel ranks."""
+    virtual_pp_size: int = 1
+    """Chunks per pipeline rank; above 1 the schedule interleaves them, which shortens the pipeline's idle ends."""
+    pipeline_layers: list[int] = field(default_factory=list)
+    """Decoder layers of every chunk in the order of the stream; empty splits by cost, since the encoder weighs on the
+    first chunk and both heads on the last."""
     sequence_parallel: bool = False
     """Cut activations between tp blocks along the sequence; needs tp_size > 1."""
     backend: Backend = Backend.deepspeed

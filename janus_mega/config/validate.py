@@ -111,7 +111,7 @@ def _mixture(config: RunConfig, world_size: int) -> Iterator[str]:
 
 def parallel_rules(parallel: ParallelConfig, world_size: int) -> Iterator[str]:
     """The layout alone: degrees, their product, ZeRO with pipelines."""
-    for name in ("tp_size", "pp_size", "micro_batch_size"):
+    for name in ("tp_size", "pp_size", "virtual_pp_size", "micro_batch_size"):
         if getattr(parallel, name) < 1:
             yield f"parallel.{name} {getattr(parallel, name)} must be at least 1"
     block = max(parallel.tp_size, 1) * max(parallel.pp_size, 1)
@@ -132,6 +132,11 @@ def parallel_rules(parallel: ParallelConfig, world_size: int) -> Iterator[str]:
             f"parallel.zero_stage {parallel.zero_stage} with parallel.pp_size {parallel.pp_size}: ZeRO-2 and 3 reduce "
             "gradients in every micro-batch and need pp_size 1; set parallel.zero_stage to 1 or parallel.pp_size to 1"
         )
+    if parallel.virtual_pp_size > 1 and parallel.pp_size == 1:
+        yield (
+            f"parallel.virtual_pp_size {parallel.virtual_pp_size} with parallel.pp_size 1: there is no pipeline to "
+            "interleave; set parallel.virtual_pp_size to 1 or raise parallel.pp_size"
+        )
     if parallel.sequence_parallel and parallel.tp_size == 1:
         yield "parallel.sequence_parallel needs parallel.tp_size > 1; set it to false or raise tp_size"
     if parallel.torch_threads < 0:
@@ -146,6 +151,12 @@ def batch_rules(knob: str, global_batch_size: int, parallel: ParallelConfig, wor
         yield (
             f"{knob} {global_batch_size} is not a multiple of parallel.micro_batch_size {parallel.micro_batch_size} * "
             f"dp_size {ranks}; choose a multiple of {block} or another micro_batch_size"
+        )
+    elif parallel.virtual_pp_size > 1 and global_batch_size // block % max(parallel.pp_size, 1):
+        yield (
+            f"{knob} {global_batch_size} gives {global_batch_size // block} micro-batches; the interleaved schedule "
+            f"takes them in groups of parallel.pp_size {parallel.pp_size}; choose a multiple of "
+            f"{block * parallel.pp_size} or set parallel.virtual_pp_size to 1"
         )
 
 

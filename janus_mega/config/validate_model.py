@@ -19,10 +19,23 @@ def model_rules(model: ModelConfig, parallel: ParallelConfig) -> Iterator[str]:
     yield from image_tokenizer_rules(model.image_tokenizer, "model.image_tokenizer")
     yield from grid_rules(model)
     yield from tensor_parallel_rules(model, parallel.tp_size)
-    if parallel.pp_size > model.backbone.num_layers:
+    yield from pipeline_rules(model.backbone, parallel)
+
+
+def pipeline_rules(backbone: BackboneConfig, parallel: ParallelConfig) -> Iterator[str]:
+    """Every chunk of the pipeline holds a layer, and together they hold all."""
+    num_chunks = parallel.pp_size * parallel.virtual_pp_size
+    if num_chunks > backbone.num_layers:
         yield (
-            f"parallel.pp_size {parallel.pp_size} is above model.backbone.num_layers {model.backbone.num_layers}: "
-            "a pipeline rank would hold no layer; lower parallel.pp_size"
+            f"parallel.pp_size {parallel.pp_size} * virtual_pp_size {parallel.virtual_pp_size} is above "
+            f"model.backbone.num_layers {backbone.num_layers}: a pipeline rank would hold no layer; lower "
+            "parallel.pp_size"
+        )
+    counts = parallel.pipeline_layers
+    if counts and (len(counts) != num_chunks or min(counts) < 1 or sum(counts) != backbone.num_layers):
+        yield (
+            f"parallel.pipeline_layers {list(counts)} must be {num_chunks} numbers (pp_size * virtual_pp_size) of at "
+            f"least 1 that sum to model.backbone.num_layers {backbone.num_layers}; correct them or leave them out"
         )
 
 

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from janus_mega.optim.param_groups import ParamGroup
 
 
-class AnchoredChunk(nn.Module):
-    """A chunk plus the anchors of its empty groups; the module the engine wraps."""
+class AnchoredChunks(nn.Module):
+    """A rank's chunks plus the anchors of its empty groups; the module the engine wraps."""
 
     def __init__(
-        self, chunk: nn.Module, groups: Sequence[ParamGroup], device: torch.device, dtype: torch.dtype
+        self, chunks: Sequence[nn.Module], groups: Sequence[ParamGroup], device: torch.device, dtype: torch.dtype
     ) -> None:
         super().__init__()
-        self.chunk = chunk
+        self.chunks = nn.ModuleList(chunks)
         self.anchors = nn.ParameterList()
         for group in groups:
             if not group.parameters:
@@ -29,9 +29,9 @@ class AnchoredChunk(nn.Module):
                 self.anchors.append(anchor)
                 group.parameters.append(anchor)
 
-    def forward(self, micro_batch: Any) -> Tensor:
-        """The chunk's output, with the anchors in its graph."""
-        output = self.chunk(micro_batch)
+    def forward(self, micro_batch: Any, chunk_no: int = 0) -> Tensor:
+        """The output of one chunk, with the anchors in its graph."""
+        output = self.chunks[chunk_no](micro_batch)
         for anchor in self.anchors:
             output = output + 0.0 * anchor.to(output.dtype)
         return output

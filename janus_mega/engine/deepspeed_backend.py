@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from janus_mega.config.schema import OptimizerConfig
-from janus_mega.engine.anchors import AnchoredChunk
+from janus_mega.engine.anchors import AnchoredChunks
 from janus_mega.engine.ds_config import deepspeed_config
 from janus_mega.engine.interface import MOMENTS, ScaleLosses
 from janus_mega.engine.mpu import Mpu
@@ -21,24 +23,24 @@ from janus_mega.parallel.replicated import sum_replicated_gradients
 
 
 class DeepSpeedEngine(ScheduledEngine):
-    """Trains one chunk under ZeRO; implements `interface.Engine`."""
+    """Trains a rank's chunks under ZeRO; implements `interface.Engine`."""
 
     def __init__(
         self,
-        chunk: nn.Module,
+        chunks: Sequence[nn.Module],
         param_groups: list[ParamGroup],
         groups: ProcessGroups,
         settings: EngineSettings,
         scale_losses: ScaleLosses,
     ) -> None:
-        """Wraps a materialised chunk. Collective over: world."""
+        """Wraps materialised chunks. Collective over: world."""
         deepspeed = _import_deepspeed(groups.device)
-        self.chunk = chunk
         self.groups = groups
         self.settings = settings
         self._scale_losses = scale_losses
-        sum_replicated_gradients(chunk, groups, settings.parallel.sequence_parallel)
-        anchored = AnchoredChunk(chunk, param_groups, groups.device, chunk.config.params_dtype)
+        for chunk in chunks:
+            sum_replicated_gradients(chunk, groups, settings.parallel.sequence_parallel)
+        anchored = AnchoredChunks(chunks, param_groups, groups.device, chunks[0].config.params_dtype)
         self._engine, self.optimizer, _, _ = deepspeed.initialize(
             model=anchored,
             optimizer=_adamw(param_groups, settings.optimizer),
@@ -47,7 +49,9 @@ class DeepSpeedEngine(ScheduledEngine):
             dist_init_required=False,
         )
         self._lr_scales = [group.lr_scale for group in param_groups]
-        self._scheduled = ScheduledChunk(chunk, self._engine)
+        self._scheduled = [
+            ScheduledChunk(chunk, partial(self._engine, chunk_no=number), number) for number, chunk in enumerate(chunks)
+        ]
 
     def _update(self, lr: float) -> float:
         """DeepSpeed has reduced in backward or does so now; it clips and steps."""

@@ -26,31 +26,36 @@ from janus_mega.parallel.replicated import sum_replicated_gradients
 
 
 class MegatronEngine(ScheduledEngine):
-    """Trains one chunk under megatron's optimizer; implements `interface.Engine`."""
+    """Trains a rank's chunks under megatron's optimizer; implements `interface.Engine`."""
 
     def __init__(
         self,
-        chunk: nn.Module,
+        chunks: Sequence[nn.Module],
         param_groups: list[ParamGroup],
         groups: ProcessGroups,
         settings: EngineSettings,
         scale_losses: ScaleLosses,
     ) -> None:
-        """Wraps a materialised chunk. Collective over: world."""
-        self.chunk = chunk
+        """Wraps materialised chunks. Collective over: world."""
         self.groups = groups
         self.settings = settings
         self._scale_losses = scale_losses
-        sum_replicated_gradients(chunk, groups, settings.parallel.sequence_parallel)
+        for chunk in chunks:
+            sum_replicated_gradients(chunk, groups, settings.parallel.sequence_parallel)
         with self._platform():
             reduction = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
-            self._ddp = DistributedDataParallel(config=chunk.config, ddp_config=reduction, module=chunk)
+            self._ddp = [
+                DistributedDataParallel(config=chunk.config, ddp_config=reduction, module=chunk) for chunk in chunks
+            ]
             self.optimizer = get_megatron_optimizer(
-                _optimizer_config(settings), [self._ddp], _overrides(param_groups), use_gloo_process_groups=False
+                _optimizer_config(settings), self._ddp, _overrides(param_groups), use_gloo_process_groups=False
             )
         for group in self.optimizer.param_groups:
             group["weight_decay"] = settings.optimizer.weight_decay * group["wd_mult"]
-        self._scheduled = ScheduledChunk(chunk, self._ddp)
+        self._scheduled = [
+            ScheduledChunk(chunk, ddp, number)
+            for number, (chunk, ddp) in enumerate(zip(chunks, self._ddp, strict=True))
+        ]
 
     def _platform(self) -> Any:
         """megatron's optimizer asks for CUDA by name; on the CPU the names mean the CPU."""
@@ -61,9 +66,11 @@ class MegatronEngine(ScheduledEngine):
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_mult"]
         with self._platform():
-            self._ddp.finish_grad_sync()
+            for ddp in self._ddp:
+                ddp.finish_grad_sync()
             _, grad_norm, _ = self.optimizer.step()
-        self._ddp.zero_grad_buffer()
+        for ddp in self._ddp:
+            ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         return float(grad_norm)
 

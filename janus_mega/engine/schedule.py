@@ -18,8 +18,9 @@ from janus_mega.engine.interface import Chunk
 class ScheduledChunk(nn.Module):
     """The face a chunk shows to megatron's schedules."""
 
-    def __init__(self, chunk: Chunk, forward: Callable[[Any], Tensor]) -> None:
+    def __init__(self, chunk: Chunk, forward: Callable[[Any], Tensor], chunk_no: int = 0) -> None:
         super().__init__()
+        self.vp_stage = chunk_no
         self.config = chunk.config
         self.model_type = chunk.model_type
         # Not registered as submodules: the schedule must not find parameters or DeepSpeed's attributes through us.
@@ -36,7 +37,7 @@ class ScheduledChunk(nn.Module):
 
 
 def run_schedule(
-    chunk: ScheduledChunk,
+    chunks: Sequence[ScheduledChunk],
     micro_batches: Sequence[Any],
     scales: Tensor,
     seq_len: int,
@@ -44,9 +45,11 @@ def run_schedule(
     *,
     forward_only: bool = False,
 ) -> Tensor | None:
-    """Forward and backward over the micro-batches of a step (1F1B with several pipeline ranks).
+    """Forward and backward over the micro-batches of a step (1F1B with several pipeline ranks, or interleaved).
 
     Args:
+        chunks: this rank's pieces of the pipeline.
+        micro_batches: what their forward takes.
         scales: fp32 [tasks], factors on each micro-batch's loss sums; the schedule divides by their number.
         seq_len: rows' length; with micro_batch_size, the shape of what pipeline ranks send.
 
@@ -61,10 +64,11 @@ def run_schedule(
     def forward_step(data: Iterator[Any], model: ScheduledChunk) -> tuple[Tensor, Callable[..., Any]]:
         return model(next(data)), score
 
+    is_interleaved = len(chunks) > 1
     sums = get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=iter(micro_batches),
-        model=chunk,
+        data_iterator=[iter(micro_batches) for _ in chunks] if is_interleaved else iter(micro_batches),
+        model=list(chunks) if is_interleaved else chunks[0],
         num_microbatches=len(micro_batches),
         seq_length=seq_len,
         micro_batch_size=micro_batch_size,

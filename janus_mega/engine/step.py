@@ -36,7 +36,7 @@ class ScheduledEngine(ABC):
 
     groups: ProcessGroups
     settings: EngineSettings
-    _scheduled: ScheduledChunk
+    _scheduled: list[ScheduledChunk]
     _scale_losses: ScaleLosses
 
     @abstractmethod

@@ -5,6 +5,7 @@ SwiGLU MLP, residual handling, recomputation); the norm and the core attention a
 initialisation: `models.init` fills every parameter by its global name, so the same weights come out of any layout.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,11 +19,15 @@ from torch import Tensor
 from janus_mega.config.schema import BackboneConfig, ParallelConfig, Precision, Recompute
 from janus_mega.models.attention import DocumentAttention
 from janus_mega.models.norm import RMSNorm
-from janus_mega.parallel.layout import Layout, layer_range
+from janus_mega.parallel.layout import ChunkPlace
 
 
-def transformer_config(backbone: BackboneConfig, parallel: ParallelConfig) -> TransformerConfig:
-    """megatron's configuration of our backbone and layout."""
+def transformer_config(
+    backbone: BackboneConfig, parallel: ParallelConfig, layer_counts: Sequence[int] = ()
+) -> TransformerConfig:
+    """megatron's configuration of our backbone and layout; `layer_counts` as `derive.layer_counts` gives them (equal
+    shares if left out)."""
+    is_interleaved = parallel.virtual_pp_size > 1
     dtype = torch.bfloat16 if parallel.precision == Precision.bf16 else torch.float32
     recompute: dict[Recompute, dict[str, Any]] = {
         Recompute.none: {},
@@ -49,6 +54,14 @@ def transformer_config(backbone: BackboneConfig, parallel: ParallelConfig) -> Tr
         attention_dropout=0.0,
         tensor_model_parallel_size=parallel.tp_size,
         pipeline_model_parallel_size=parallel.pp_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pp_size if is_interleaved else None,
+        pipeline_model_parallel_layout=_megatron_pipeline(layer_counts)
+        if parallel.pp_size > 1 and layer_counts
+        else None,
+        # Interleaving sends and receives in one batch only where pipelines have more than two ranks: with two, messages
+        # of both directions meet and are silently exchanged.
+        overlap_p2p_comm=is_interleaved,
+        batch_p2p_comm=not is_interleaved,
         sequence_parallel=parallel.sequence_parallel,
         params_dtype=dtype,
         pipeline_dtype=dtype,
@@ -61,9 +74,16 @@ def transformer_config(backbone: BackboneConfig, parallel: ParallelConfig) -> Tr
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
         gradient_accumulation_fusion=False,
-        deallocate_pipeline_outputs=True,
+        # What was sent is freed at once, except where gloo may still be reading it (on CUDA, streams keep the order).
+        deallocate_pipeline_outputs=not is_interleaved or torch.cuda.is_available(),
         **recompute[parallel.recompute],
     )
+
+
+def _megatron_pipeline(layer_counts: Sequence[int]) -> list[list[str]]:
+    """What each chunk holds, in megatron's words and in the order of the stream."""
+    chunks = [["decoder"] * count for count in layer_counts]
+    return [["embedding", *chunks[0]], *chunks[1:-1], [*chunks[-1], "loss"]]
 
 
 def _layer_spec(qk_norm: bool) -> ModuleSpec:
@@ -76,17 +96,18 @@ def _layer_spec(qk_norm: bool) -> ModuleSpec:
     return spec
 
 
-def build_decoder(config: TransformerConfig, layout: Layout) -> TransformerBlock:
-    """This pipeline rank's layers; the last rank also holds the final norm. Needs megatron's groups to exist."""
-    num_layers = len(layer_range(config.num_layers, layout.pp_size, layout.pp_rank))
+def build_decoder(config: TransformerConfig, place: ChunkPlace, chunk_no: int = 0) -> TransformerBlock:
+    """A chunk's layers; the last chunk also holds the final norm. Needs megatron's groups to exist."""
     submodules = TransformerBlockSubmodules(
-        layer_specs=[_layer_spec(config.qk_layernorm)] * num_layers, layer_norm=RMSNorm
+        layer_specs=[_layer_spec(config.qk_layernorm)] * len(place.layers), layer_norm=RMSNorm
     )
+    is_interleaved = config.virtual_pipeline_model_parallel_size is not None
     return TransformerBlock(
         config,
         submodules,
-        pre_process=layout.is_first_pp_rank,
-        post_process=layout.is_last_pp_rank,
+        pre_process=place.is_first,
+        post_process=place.is_last,
+        vp_stage=chunk_no if is_interleaved else None,
     )
 
 

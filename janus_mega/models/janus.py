@@ -1,7 +1,7 @@
-"""Janus: one pipeline rank's part of the network, from placed batch to hidden states or loss sums.
+"""Janus: one piece of the pipeline, from placed batch to hidden states or loss sums.
 
-The first pipeline rank holds both visual pathways and the text embedding, the last one both heads; each rank has its
-share of the decoder's layers. Attribute names are the global parameter names of checkpoints.
+The first chunk holds both visual pathways and the text embedding, the last one both heads; each has its share of the
+decoder's layers. Attribute names are the global parameter names of checkpoints.
 
 A micro-batch may lack a pathway. Its trainable modules are then called on one dummy item whose result is multiplied by
 zero: every rank's backward must reach every trainable module in every micro-batch, or data-parallel ranks reduce
@@ -23,6 +23,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from data_pipeline.schema import TaskId
+from janus_mega.config import derive
 from janus_mega.config.schema import LossConfig, ModelConfig, Module, ParallelConfig
 from janus_mega.models.adaptors import Adaptor
 from janus_mega.models.backbone import build_decoder, rotary_angles, transformer_config
@@ -30,24 +31,26 @@ from janus_mega.models.heads import ImageHead, VocabParallelHead
 from janus_mega.models.placement import PlacedBatch
 from janus_mega.models.vision.registry import build_encoder
 from janus_mega.models.vision.siglip import normalize_pixels
-from janus_mega.parallel.layout import Layout
+from janus_mega.parallel.layout import ChunkPlace, Layout, chunk_places
 
 MODULE_ATTRIBUTES = {module: "decoder" if module == Module.backbone else module.value for module in Module}
 """Attribute of a JanusChunk that holds each module."""
 
 
 class JanusChunk(nn.Module):
-    """The modules of one pipeline rank. `model_type`, `config` and `set_input_tensor` are what schedules ask for."""
+    """The modules of one piece of the pipeline; `model_type`, `config`, `set_input_tensor` are for schedules."""
 
     model_type = ModelType.encoder_or_decoder
 
-    def __init__(self, model: ModelConfig, config: TransformerConfig, layout: Layout, chunk_tokens: int) -> None:
+    def __init__(
+        self, model: ModelConfig, config: TransformerConfig, place: ChunkPlace, chunk_no: int, chunk_tokens: int
+    ) -> None:
         super().__init__()
         self.config = config
         self.model = model
-        self.layout = layout
+        self.place = place
         hidden_size, codes = config.hidden_size, model.image_tokenizer
-        if layout.is_first_pp_rank:
+        if place.is_first:
             self.text_embedding = VocabParallelEmbedding(
                 model.backbone.vocab_size, hidden_size, init_method=nn.init.zeros_, config=config
             )
@@ -55,8 +58,8 @@ class JanusChunk(nn.Module):
             self.understanding_adaptor = Adaptor(self.understanding_encoder.hidden_size, hidden_size)
             self.generation_embedding = nn.Embedding(codes.codebook_size, codes.code_dim)
             self.generation_adaptor = Adaptor(codes.code_dim, hidden_size)
-        self.decoder = build_decoder(config, layout)
-        if layout.is_last_pp_rank:
+        self.decoder = build_decoder(config, place, chunk_no)
+        if place.is_last:
             self.text_head = VocabParallelHead(config, model.backbone.vocab_size, chunk_tokens)
             inner_size = model.image_head_hidden_size or hidden_size
             self.image_head = ImageHead(config, inner_size, codes.codebook_size, chunk_tokens)
@@ -70,20 +73,20 @@ class JanusChunk(nn.Module):
                 getattr(self, attribute).requires_grad_(module in self._trainable)
 
     def set_input_tensor(self, input_tensor: list[Tensor | None]) -> None:
-        """Receives the previous pipeline rank's output [s/tp, b, h] (None on the first)."""
+        """Receives the previous chunk's output [s/tp, b, h] (None on the first)."""
         self.decoder.set_input_tensor(input_tensor[0])
 
     def forward(self, batch: PlacedBatch) -> Tensor:
-        """Hidden states [s/tp, b, h], or on the last pipeline rank fp32 [tasks], the sums of cross entropies.
+        """Hidden states [s/tp, b, h], or from the last chunk fp32 [tasks], the sums of cross entropies.
 
         Collective over: tp.
         """
         hidden = self.hidden_states(batch)
-        return self._loss_sums(hidden, batch) if self.layout.is_last_pp_rank else hidden
+        return self._loss_sums(hidden, batch) if self.place.is_last else hidden
 
     def hidden_states(self, batch: PlacedBatch) -> Tensor:
-        """Embeds (first pipeline rank) and transforms: [s/tp, b, h]. Collective over: tp."""
-        stream = self._embed(batch) if self.layout.is_first_pp_rank else None
+        """Embeds (first chunk) and transforms: [s/tp, b, h]. Collective over: tp."""
+        stream = self._embed(batch) if self.place.is_first else None
         head_dim = self.config.kv_channels
         return self.decoder(
             hidden_states=stream,
@@ -146,8 +149,13 @@ def _place(stream: Tensor, index: Tensor, values: Tensor | None) -> Tensor:
     return stream.index_copy(0, index, values.to(stream.dtype))
 
 
-def build_chunk(model: ModelConfig, parallel: ParallelConfig, loss: LossConfig, layout: Layout) -> JanusChunk:
-    """This rank's chunk on the meta device, all parameters in the precision of `parallel`."""
-    config = transformer_config(model.backbone, parallel)
+def build_chunks(model: ModelConfig, parallel: ParallelConfig, loss: LossConfig, layout: Layout) -> list[JanusChunk]:
+    """This rank's chunks (several if interleaved) on the meta device, parameters in the precision of `parallel`."""
+    layer_counts = derive.layer_counts(model, parallel)
+    config = transformer_config(model.backbone, parallel, layer_counts)
+    places = chunk_places(layer_counts, layout.pp_size, layout.pp_rank)
     with torch.device("meta"):
-        return JanusChunk(model, config, layout, loss.chunk_tokens).to(config.params_dtype)
+        return [
+            JanusChunk(model, config, place, number, loss.chunk_tokens).to(config.params_dtype)
+            for number, place in enumerate(places)
+        ]

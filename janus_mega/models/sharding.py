@@ -6,13 +6,13 @@ table; megatron-core's own attributes are set from it because layers are created
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from janus_mega.parallel.layout import Layout, layer_range
+from janus_mega.parallel.layout import ChunkPlace, Layout
 from janus_mega.parallel.slices import Box, Region, index_of
 
 
@@ -63,25 +63,33 @@ class ShardedParameter:
         return local
 
 
-def sharded_parameters(chunk: nn.Module, layout: Layout, num_layers: int) -> Iterator[ShardedParameter]:
-    """All parameters of this rank's chunk with their global names and regions; marks the cut ones for megatron.
+def sharded_parameters(chunks: Iterable[nn.Module], layout: Layout) -> Iterator[ShardedParameter]:
+    """All parameters of this rank with their global names and regions; marks the cut ones for megatron.
 
     Args:
-        chunk: a JanusChunk (or any module without decoder layers).
+        chunks: JanusChunks (or modules without decoder layers).
         layout: this rank's place.
-        num_layers: decoder layers over all pipeline ranks.
     """
-    first_layer = layer_range(num_layers, layout.pp_size, layout.pp_rank).start
-    for local_name, parameter in chunk.named_parameters():
-        name = re.sub(
-            r"decoder\.layers\.(\d+)\.", lambda m: f"decoder.layers.{int(m[1]) + first_layer}.", local_name, count=1
-        )
-        rule = next((rule for rule in SHARD_RULES if fnmatchcase(name, rule.pattern)), None)
-        # The attributes megatron-core and DeepSpeed look at to tell a cut parameter from a replicated one.
-        parameter.tensor_model_parallel = rule is not None  # type: ignore[attr-defined]
-        parameter.partition_dim = rule.dim if rule else -1  # type: ignore[attr-defined]
-        parameter.partition_stride = 1  # type: ignore[attr-defined]
-        yield _shard(name, parameter, rule, layout)
+    for chunk in chunks:
+        first_layer = chunk.place.layers.start if isinstance(getattr(chunk, "place", None), ChunkPlace) else 0
+        for local_name, parameter in chunk.named_parameters():
+            yield _sharded(_global_name(local_name, first_layer), parameter, layout)
+
+
+def _global_name(local_name: str, first_layer: int) -> str:
+    """Counts the layer number over all pipeline ranks."""
+    return re.sub(
+        r"decoder\.layers\.(\d+)\.", lambda m: f"decoder.layers.{int(m[1]) + first_layer}.", local_name, count=1
+    )
+
+
+def _sharded(name: str, parameter: nn.Parameter, layout: Layout) -> ShardedParameter:
+    rule = next((rule for rule in SHARD_RULES if fnmatchcase(name, rule.pattern)), None)
+    # The attributes megatron-core and DeepSpeed look at to tell a cut parameter from a replicated one.
+    parameter.tensor_model_parallel = rule is not None  # type: ignore[attr-defined]
+    parameter.partition_dim = rule.dim if rule else -1  # type: ignore[attr-defined]
+    parameter.partition_stride = 1  # type: ignore[attr-defined]
+    return _shard(name, parameter, rule, layout)
 
 
 def _shard(name: str, parameter: nn.Parameter, rule: ShardRule | None, layout: Layout) -> ShardedParameter:

@@ -5,7 +5,7 @@ that holds none of a group's parameters: DeepSpeed reduces the norm once per gro
 for each other forever. The engine fills empty groups.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -24,13 +24,13 @@ class ParamGroup:
 
 
 def build_param_groups(
-    chunk: nn.Module, attributes: Mapping[str, str], trainable: Collection[str], optimizer: OptimizerConfig
+    chunks: Sequence[nn.Module], attributes: Mapping[str, str], trainable: Collection[str], optimizer: OptimizerConfig
 ) -> list[ParamGroup]:
-    """The trainable parameters of a chunk, grouped by learning-rate scale and decay (matrices yes, vectors no).
+    """The trainable parameters of this rank, grouped by learning-rate scale and decay (matrices yes, vectors no).
 
     Args:
-        chunk: this rank's modules; parameters that need no gradient are left out.
-        attributes: name of each module (as `lr_scales` spells it) -> attribute of the chunk.
+        chunks: this rank's modules; parameters that need no gradient are left out.
+        attributes: name of each module (as `lr_scales` spells it) -> attribute of a chunk.
         trainable: names of the modules that train in this stage, on any rank.
     """
     scales = sorted({optimizer.lr_scales.get(name, 1.0) for name in trainable})
@@ -44,8 +44,9 @@ def build_param_groups(
         for decays in (True, False)
     }
     for name in sorted(trainable):
-        for parameter in getattr(chunk, attributes[name], nn.Module()).parameters():
-            if parameter.requires_grad:
-                scale = optimizer.lr_scales.get(name, 1.0)
-                groups[scale, parameter.ndim > 1].parameters.append(parameter)
+        scale = optimizer.lr_scales.get(name, 1.0)
+        for chunk in chunks:
+            for parameter in getattr(chunk, attributes[name], nn.Module()).parameters():
+                if parameter.requires_grad:
+                    groups[scale, parameter.ndim > 1].parameters.append(parameter)
     return list(groups.values())

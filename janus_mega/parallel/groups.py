@@ -50,8 +50,14 @@ def init_distributed(timeout_s: float = 600.0, init_method: str = "env://") -> N
     )
 
 
-def build_groups(tp_size: int, pp_size: int, seed: int = 0) -> ProcessGroups:
+def build_groups(tp_size: int, pp_size: int, seed: int = 0, virtual_pp_size: int = 1) -> ProcessGroups:
     """Cuts the joined job into tp x pp x dp and seeds megatron's generators. Collective over: world.
+
+    Args:
+        tp_size: tensor-parallel ranks.
+        pp_size: pipeline ranks.
+        seed: of megatron's generators.
+        virtual_pp_size: chunks per pipeline rank; megatron picks its schedule by it.
 
     Raises:
         UserError: tp_size * pp_size does not divide the world.
@@ -60,7 +66,11 @@ def build_groups(tp_size: int, pp_size: int, seed: int = 0) -> ProcessGroups:
     device = device_of_rank(int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cpu":
         use_cpu_platform()
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tp_size, pipeline_model_parallel_size=pp_size)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tp_size,
+        pipeline_model_parallel_size=pp_size,
+        virtual_pipeline_model_parallel_size=virtual_pp_size if virtual_pp_size > 1 else None,
+    )
     megatron_random.model_parallel_cuda_manual_seed(seed)
     return ProcessGroups(
         layout=layout,

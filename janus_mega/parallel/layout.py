@@ -4,6 +4,7 @@ Order of axes, fastest first: tp, dp, pp (megatron-core's default `tp-cp-ep-dp-p
 neighbours on a node and pipeline ranks are far apart.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data_pipeline.errors import UserError
@@ -38,16 +39,6 @@ class Layout:
         """Place on the pipeline axis."""
         return self.rank // (self.tp_size * self.dp_size)
 
-    @property
-    def is_first_pp_rank(self) -> bool:
-        """Whether this rank embeds."""
-        return self.pp_rank == 0
-
-    @property
-    def is_last_pp_rank(self) -> bool:
-        """Whether this rank scores."""
-        return self.pp_rank == self.pp_size - 1
-
 
 def make_layout(world_size: int, rank: int, tp_size: int, pp_size: int) -> Layout:
     """The layout of one rank.
@@ -63,7 +54,31 @@ def make_layout(world_size: int, rank: int, tp_size: int, pp_size: int) -> Layou
     return Layout(world_size, tp_size, pp_size, rank)
 
 
-def layer_range(num_layers: int, pp_size: int, pp_rank: int) -> range:
-    """Global numbers of the decoder layers a pipeline rank holds: equal shares (num_layers % pp_size is 0)."""
-    share = num_layers // pp_size
-    return range(share * pp_rank, share * (pp_rank + 1))
+@dataclass(frozen=True, slots=True)
+class ChunkPlace:
+    """Where a chunk stands in the pipeline: which layers it holds, and whether it embeds or scores."""
+
+    layers: range
+    """Global numbers of its decoder layers."""
+    is_first: bool
+    """Whether it embeds."""
+    is_last: bool
+    """Whether it scores."""
+
+
+def chunk_places(layer_counts: Sequence[int], pp_size: int, pp_rank: int) -> list[ChunkPlace]:
+    """The chunks of a pipeline rank, in the order in which the stream passes them.
+
+    Args:
+        layer_counts: decoder layers of every chunk of the pipeline in the order of the stream; a multiple of pp_size.
+            Chunk k lives on pipeline rank k % pp_size, so with more of them than ranks the stream comes by again
+            (interleaving).
+        pp_size: pipeline ranks.
+        pp_rank: whose chunks.
+    """
+    places = []
+    for number in range(pp_rank, len(layer_counts), pp_size):
+        first = sum(layer_counts[:number])
+        layers = range(first, first + layer_counts[number])
+        places.append(ChunkPlace(layers, is_first=number == 0, is_last=number == len(layer_counts) - 1))
+    return places

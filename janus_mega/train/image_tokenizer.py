@@ -54,7 +54,7 @@ class ImageTokenizerWorkload:
     def build(self, groups: ProcessGroups) -> BuiltModel:
         """The whole network, all of it trainable."""
         chunk = build_vq_chunk(self.config.image_tokenizer, self.config.parallel)
-        return BuiltModel(chunk, {MODULE: MODULE}, [MODULE], num_layers=0)
+        return BuiltModel([chunk], {MODULE: MODULE}, [MODULE])
 
     @torch.no_grad()
     def initialize(self, shards: Iterable[ShardedParameter]) -> None:

@@ -19,7 +19,7 @@ from janus_mega.config.load import dump, save
 from janus_mega.config.schema import RunConfig
 from janus_mega.config.validate import validate_run
 from janus_mega.models.init import initialize
-from janus_mega.models.janus import MODULE_ATTRIBUTES, build_chunk
+from janus_mega.models.janus import MODULE_ATTRIBUTES, build_chunks
 from janus_mega.models.losses import task_denominators
 from janus_mega.models.placement import TASKS, PlacedBatch, count_labels, place_batch
 from janus_mega.models.sharding import ShardedParameter
@@ -74,13 +74,14 @@ class JanusWorkload:
                 )
 
     def build(self, groups: ProcessGroups) -> BuiltModel:
-        """This rank's chunk on the meta device, with the stage's modules trainable."""
+        """This rank's chunks on the meta device, with the stage's modules trainable."""
         config = self.config
-        chunk = build_chunk(config.model, config.parallel, config.loss, groups.layout)
-        chunk.train_only(config.stage.trainable)
+        chunks = build_chunks(config.model, config.parallel, config.loss, groups.layout)
+        for chunk in chunks:
+            chunk.train_only(config.stage.trainable)
         modules = {module.value: attribute for module, attribute in MODULE_ATTRIBUTES.items()}
         trainable = [module.value for module in config.stage.trainable]
-        return BuiltModel(chunk, modules, trainable, config.model.backbone.num_layers)
+        return BuiltModel(chunks, modules, trainable)
 
     def initialize(self, shards: Iterable[ShardedParameter]) -> None:
         """Fresh, layout-independent weights."""
@@ -155,7 +156,9 @@ def train_janus(config: RunConfig) -> Path:
     validate_run(config, world_size)
     workload = JanusWorkload(config)
     init_distributed()
-    groups = build_groups(config.parallel.tp_size, config.parallel.pp_size, config.seed)
+    groups = build_groups(
+        config.parallel.tp_size, config.parallel.pp_size, config.seed, config.parallel.virtual_pp_size
+    )
     prepare_run_dir(Path(config.run_dir), config, groups)
     return run(workload, recipe_of(config), groups)
 

@@ -116,7 +116,9 @@ def _steps_of(
 
 
 def _train(config: RunConfig, result: Path) -> None:
-    groups = build_groups(config.parallel.tp_size, config.parallel.pp_size)
+    groups = build_groups(
+        config.parallel.tp_size, config.parallel.pp_size, config.seed, config.parallel.virtual_pp_size
+    )
     workload = _CheckWorkload(config)
     engine, _ = build_engine(workload, recipe_of(config), groups)
     layout = groups.layout

@@ -111,8 +111,8 @@ def build_engine(
     """
     layout = groups.layout
     built = workload.build(groups)
-    chunk = built.chunk.to_empty(device=groups.device)
-    shards = list(sharded_parameters(chunk, layout, built.num_layers))
+    chunks = [chunk.to_empty(device=groups.device) for chunk in built.chunks]
+    shards = list(sharded_parameters(chunks, layout))
     if reader is None and recipe.init_from:
         reader = open_checkpoint(Path(recipe.init_from))
     if reader:
@@ -120,7 +120,7 @@ def build_engine(
         load_weights(shards, reader.read_box)
     else:
         workload.initialize(shards)
-    param_groups = build_param_groups(chunk, built.modules, built.trainable, recipe.optimizer)
+    param_groups = build_param_groups(chunks, built.modules, built.trainable, recipe.optimizer)
     num_micro_batches = recipe.global_batch_size // (recipe.parallel.micro_batch_size * layout.dp_size)
 
     def scale_losses(global_counts: torch.Tensor) -> torch.Tensor:
@@ -128,7 +128,7 @@ def build_engine(
         return loss_scales(denominators, workload.task_names, workload.task_weights, layout.dp_size, num_micro_batches)
 
     settings = EngineSettings(recipe.parallel, recipe.optimizer, workload.task_names, workload.seq_len)
-    return _BACKENDS[recipe.parallel.backend](chunk, param_groups, groups, settings, scale_losses), shards
+    return _BACKENDS[recipe.parallel.backend](chunks, param_groups, groups, settings, scale_losses), shards
 
 
 def _check_resume(reader: CheckpointReader, workload: Workload, recipe: Recipe) -> int:

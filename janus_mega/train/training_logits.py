@@ -18,7 +18,7 @@ from janus_mega.checkpoint.trained import TrainedModel
 from janus_mega.config.schema import ParallelConfig, Precision
 from janus_mega.engine.state import load_weights
 from janus_mega.infer.model import DocumentLogits
-from janus_mega.models.janus import build_chunk
+from janus_mega.models.janus import build_chunks
 from janus_mega.models.placement import place_batch
 from janus_mega.models.sharding import sharded_parameters
 from janus_mega.parallel.groups import ProcessGroups
@@ -37,8 +37,9 @@ class TrainingLogits:
             raise ValueError(f"training logits are computed by one rank, this job has {groups.layout.world_size}")
         model = trained.model
         parallel = ParallelConfig(precision=Precision.fp32)
-        chunk = build_chunk(model, parallel, trained.config.loss, groups.layout).to_empty(device=groups.device)
-        shards = list(sharded_parameters(chunk, groups.layout, model.backbone.num_layers))
+        (built,) = build_chunks(model, parallel, trained.config.loss, groups.layout)
+        chunk = built.to_empty(device=groups.device)
+        shards = list(sharded_parameters([chunk], groups.layout))
         load_weights(shards, open_checkpoint(Path(trained.reader.directory)).read_box)
         self._chunk = chunk.eval()
         self._device = groups.device

@@ -39,15 +39,14 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class BuiltModel:
-    """A workload's chunk on the meta device."""
+    """A workload's chunks on the meta device."""
 
-    chunk: nn.Module
+    chunks: Sequence[nn.Module]
+    """One, or several under the interleaved schedule."""
     modules: Mapping[str, str]
-    """Name of each trainable-or-frozen module -> attribute of the chunk."""
+    """Name of each trainable-or-frozen module -> attribute of a chunk."""
     trainable: Sequence[str]
     """Names of the modules that train, on any rank."""
-    num_layers: int
-    """Decoder layers over all pipeline ranks (0 without a decoder)."""
 
 
 class Workload(Protocol):
@@ -67,7 +66,7 @@ class Workload(Protocol):
         """Which batch comes when."""
 
     def build(self, groups: ProcessGroups) -> BuiltModel:
-        """This rank's chunk, frozen as configured."""
+        """This rank's chunks, frozen as configured."""
 
     def initialize(self, shards: Iterable[ShardedParameter]) -> None:
         """Fills materialised parameters with fresh values."""

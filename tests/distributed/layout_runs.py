@@ -77,7 +77,7 @@ def _train(
 ) -> dict[str, list[Any]]:
     if variant.patch:
         variant.patch()
-    groups = build_groups(parallel.tp_size, parallel.pp_size)
+    groups = build_groups(parallel.tp_size, parallel.pp_size, virtual_pp_size=parallel.virtual_pp_size)
     workload = TinyWorkload(trainable, parallel, variant.model)
     recipe = tiny_recipe(tmp_path, parallel, variant.num_steps, **variant.optimizer)
     engine, shards = build_engine(workload, recipe, groups)

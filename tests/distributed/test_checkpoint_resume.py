@@ -36,7 +36,7 @@ def train_leg(
     """One process start of a run; the path of its last checkpoint."""
     if "patch" in options:
         options["patch"]()
-    groups = build_groups(parallel.tp_size, parallel.pp_size)
+    groups = build_groups(parallel.tp_size, parallel.pp_size, virtual_pp_size=parallel.virtual_pp_size)
     workload = TinyWorkload(trainable, parallel)
     workload.order = FixedOrder(options.get("plan_digest", "tiny"))
     recipe = tiny_recipe(run_dir, parallel, last_step, schedule=Schedule.cosine, warmup_steps=2)

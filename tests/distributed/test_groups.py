@@ -8,7 +8,7 @@ from torch import Tensor
 from janus_mega.config.schema import LossConfig
 from janus_mega.engine.mpu import Mpu
 from janus_mega.models.init import initialize
-from janus_mega.models.janus import build_chunk
+from janus_mega.models.janus import build_chunks
 from janus_mega.models.sharding import sharded_parameters
 from janus_mega.parallel.groups import build_groups
 from janus_mega.parallel.replicated import sum_replicated_gradients
@@ -52,7 +52,7 @@ def tell_coordinates(tp_size: int, pp_size: int) -> dict[str, list[int]]:
         ],
         "model": [mpu.get_model_parallel_world_size(), mpu.get_model_parallel_rank()],
         "ends": [parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()],
-        "our_ends": [layout.is_first_pp_rank, layout.is_last_pp_rank],
+        "our_ends": [layout.pp_rank == 0, layout.pp_rank == pp_size - 1],
     }
 
 
@@ -69,10 +69,11 @@ def test_layout_is_megatrons(tp_size: int, pp_size: int) -> None:
 def build_and_fill(tp_size: int, pp_size: int) -> dict[str, list]:
     """This rank's parameters as pieces, and what the table says of each."""
     groups = build_groups(tp_size, pp_size)
-    chunk = build_chunk(MODEL, fp32(tp_size, pp_size, sequence_parallel=tp_size > 1), LossConfig(), groups.layout)
+    parallel = fp32(tp_size, pp_size, sequence_parallel=tp_size > 1)
+    (chunk,) = build_chunks(MODEL, parallel, LossConfig(), groups.layout)
     assert {parameter.device.type for parameter in chunk.parameters()} == {"meta"}
     chunk.to_empty(device=groups.device)
-    shards = list(sharded_parameters(chunk, groups.layout, MODEL.backbone.num_layers))
+    shards = list(sharded_parameters([chunk], groups.layout))
     initialize(shards, MODEL.backbone, seed=0)
     pieces = [
         (piece.name, piece.global_shape, piece.offset, piece.tensor.detach().clone())

@@ -211,19 +211,19 @@ RATES = {"lr_scales": {"understanding_adaptor": 0.5, "generation_embedding": 0.2
 
 
 class WithoutAnchors(nn.Module):
-    """Stands in for AnchoredChunk: hands DeepSpeed whatever groups this rank has parameters for."""
+    """Stands in for AnchoredChunks: hands DeepSpeed whatever groups this rank has parameters for."""
 
-    def __init__(self, chunk: nn.Module, groups: list, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, chunks: list, groups: list, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
-        self.chunk = chunk
+        self.chunks = nn.ModuleList(chunks)
         groups[:] = [group for group in groups if group.parameters]
 
-    def forward(self, micro_batch: Any) -> Tensor:
-        return self.chunk(micro_batch)
+    def forward(self, micro_batch: Any, chunk_no: int = 0) -> Tensor:
+        return self.chunks[chunk_no](micro_batch)
 
 
 def without_anchors() -> None:
-    deepspeed_backend.AnchoredChunk = WithoutAnchors
+    deepspeed_backend.AnchoredChunks = WithoutAnchors
 
 
 def test_pipeline_rank_with_nothing_to_train_equals_one_process(run: Runner, measure: Measure) -> None:
@@ -289,4 +289,21 @@ def test_trap_megatron_decays_vectors_without_multipliers(run: Runner, measure: 
         megatron_backend._overrides = decay_all
 
     disturbed = run(1, fp32(backend=Backend.megatron), patch=patch)
+    assert measure(disturbed, run(1, fp32())) >= FACTOR
+
+
+def test_trap_interleaving_over_two_ranks_with_batched_messages(run: Runner, measure: Measure) -> None:
+    """Messages of both directions between the same two ranks are matched by their order, and so exchanged."""
+
+    def patch() -> None:
+        plain = janus.transformer_config
+
+        def batched(*args: Any) -> Any:
+            config = plain(*args)
+            config.overlap_p2p_comm, config.batch_p2p_comm = False, True
+            return config
+
+        janus.transformer_config = batched
+
+    disturbed = run(2, fp32(1, 2, virtual_pp_size=2), patch=patch)
     assert measure(disturbed, run(1, fp32())) >= FACTOR

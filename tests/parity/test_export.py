@@ -27,7 +27,7 @@ from janus_mega.config.load import load_section
 from janus_mega.config.schema import LossConfig, ModelConfig, ParallelConfig, RunConfig
 from janus_mega.infer.model import load_trained
 from janus_mega.infer.verify import Probes, verify_export
-from janus_mega.models.janus import build_chunk
+from janus_mega.models.janus import build_chunks
 from janus_mega.models.sharding import sharded_parameters
 from janus_mega.parallel.groups import build_groups
 from janus_mega.train.training_logits import TrainingLogits
@@ -184,8 +184,8 @@ def trained_shapes(models: list[ModelConfig]) -> list[dict[str, list[int]]]:
     layout = build_groups(1, 1).layout
     found = []
     for model in models:
-        chunk = build_chunk(model, ParallelConfig(), LossConfig(), layout)
-        shards = sharded_parameters(chunk, layout, model.backbone.num_layers)
+        chunks = build_chunks(model, ParallelConfig(), LossConfig(), layout)
+        shards = sharded_parameters(chunks, layout)
         found.append({shard.name: list(shard.global_shape) for shard in shards})
     return found
 

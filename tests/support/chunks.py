@@ -7,7 +7,7 @@ from torch import Tensor
 
 from janus_mega.config.schema import LossConfig, ModelConfig
 from janus_mega.models.init import initial_value
-from janus_mega.models.janus import JanusChunk, build_chunk
+from janus_mega.models.janus import JanusChunk, build_chunks
 from janus_mega.models.sharding import sharded_parameters
 from janus_mega.parallel.groups import build_groups
 from tests.support.tiny import fp32
@@ -25,11 +25,11 @@ def lively_weights(name: str, shape: tuple[int, ...], model: ModelConfig) -> Ten
 def whole_chunk(model: ModelConfig, chunk_tokens: int = 4096) -> tuple[JanusChunk, dict[str, torch.nn.Parameter]]:
     """A chunk with lively weights that holds everything, and its parameters by global name. Call it in a lone rank."""
     groups = build_groups(tp_size=1, pp_size=1)
-    chunk = build_chunk(model, fp32(), LossConfig(chunk_tokens=chunk_tokens), groups.layout)
+    (chunk,) = build_chunks(model, fp32(), LossConfig(chunk_tokens=chunk_tokens), groups.layout)
     chunk.to_empty(device=groups.device)
     chunk.set_input_tensor([None])
     parameters = {}
-    for shard in sharded_parameters(chunk, groups.layout, model.backbone.num_layers):
+    for shard in sharded_parameters([chunk], groups.layout):
         with torch.no_grad():
             shard.parameter.copy_(lively_weights(shard.name, shard.global_shape, model))
         parameters[shard.name] = shard.parameter

@@ -23,7 +23,7 @@ from janus_mega.config.schema import (
     Precision,
 )
 from janus_mega.models.init import initialize
-from janus_mega.models.janus import MODULE_ATTRIBUTES, build_chunk
+from janus_mega.models.janus import MODULE_ATTRIBUTES, build_chunks
 from janus_mega.models.losses import task_denominators
 from janus_mega.models.placement import TASKS, PlacedBatch, count_labels, place_batch
 from janus_mega.models.sharding import ShardedParameter
@@ -158,11 +158,12 @@ class TinyWorkload:
         self.order = FixedOrder("tiny")
 
     def build(self, groups: ProcessGroups) -> BuiltModel:
-        chunk = build_chunk(self.model, self.parallel, LossConfig(), groups.layout)
-        chunk.train_only(self.trainable)
+        chunks = build_chunks(self.model, self.parallel, LossConfig(), groups.layout)
+        for chunk in chunks:
+            chunk.train_only(self.trainable)
         modules = {module.value: attribute for module, attribute in MODULE_ATTRIBUTES.items()}
         names = [module.value for module in self.trainable]
-        return BuiltModel(chunk, modules, names, self.model.backbone.num_layers)
+        return BuiltModel(chunks, modules, names)
 
     def initialize(self, shards: Iterable[ShardedParameter]) -> None:
         initialize(shards, self.model.backbone, seed=0)

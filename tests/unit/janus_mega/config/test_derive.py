@@ -42,3 +42,22 @@ def test_shares_of_tasks_join_their_sources():
         ["data.sources.text.weight=2", "data.sources.more.task=text", "data.sources.more.path=x"],
     ).config
     assert derive.task_shares(config) == pytest.approx({"text": 0.6, "understanding": 0.2, "generation": 0.2})
+
+
+@pytest.mark.parametrize(("pp_size", "virtual_pp_size"), [(1, 1), (2, 1), (4, 1), (2, 2), (4, 3), (24, 1)])
+def test_pipeline_ranks_carry_alike(pp_size, virtual_pp_size):
+    """By what a mean position is multiplied with: the encoder before the first layer, the heads after the last."""
+    model = load_section(RunConfig, "model", "model/janus_1b.yaml")
+    counts = derive.layer_counts(model, ParallelConfig(pp_size=pp_size, virtual_pp_size=virtual_pp_size))
+    assert len(counts) == pp_size * virtual_pp_size and min(counts) >= 1 and sum(counts) == 24
+    layer = 2048 * (4 * 2048 + 3 * 5632)
+    load = [count * layer for count in counts]
+    load[0] += 0.15 * 24 * 1024 * (4 * 1024 + 2 * 4096)
+    load[-1] += 0.35 * 2048 * 102400 + 0.45 * 2048 * (2048 + 16384)
+    ranks = [sum(load[rank::pp_size]) for rank in range(pp_size)]
+    assert max(ranks) - min(ranks) <= layer or pp_size == 24
+
+
+def test_given_layers_of_the_pipeline_are_taken():
+    model = load_section(RunConfig, "model", "model/janus_1b.yaml")
+    assert derive.layer_counts(model, ParallelConfig(pp_size=2, pipeline_layers=[14, 10])) == (14, 10)

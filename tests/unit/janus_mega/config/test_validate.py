@@ -53,6 +53,8 @@ TP3 = ["parallel.tp_size=3"]
         (["parallel.zero_stage=2", "parallel.pp_size=2"], 2, ["zero_stage 2", "pp_size 2", "need pp_size 1"]),
         (["parallel.zero_stage=3", "parallel.pp_size=2"], 2, ["zero_stage 3", "pp_size 2"]),
         (["parallel.zero_stage=2", "parallel.backend=megatron"], 2, ["zero_stage 2", "backend megatron"]),
+        (["parallel.virtual_pp_size=2"], 1, ["virtual_pp_size 2", "no pipeline to interleave"]),
+        (["parallel.pp_size=2", "parallel.pipeline_layers=[1,2]"], 2, ["pipeline_layers [1, 2]", "that sum to"]),
         (["parallel.zero_stage=4"], 1, ["zero_stage 4 is not 1, 2 or 3"]),
         (["parallel.sequence_parallel=true"], 1, ["sequence_parallel needs parallel.tp_size > 1"]),
         (

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from janus_mega.models.sharding import SHARD_RULES, ShardedParameter, ShardRule, sharded_parameters
-from janus_mega.parallel.layout import Layout
+from janus_mega.parallel.layout import ChunkPlace, Layout
 from janus_mega.parallel.slices import Box, assemble, index_of, slices_of_local
 
 SHAPES = {
@@ -48,7 +48,7 @@ def sharded(name: str, tp_size: int, tp_rank: int) -> ShardedParameter:
     if rule:
         shape[rule.dim] //= tp_size
     holder = Holder({name: nn.Parameter(torch.empty(shape))})
-    (parameter,) = sharded_parameters(holder, Layout(tp_size, tp_size, 1, tp_rank), num_layers=2)
+    (parameter,) = sharded_parameters([holder], Layout(tp_size, tp_size, 1, tp_rank))
     return parameter
 
 
@@ -98,10 +98,14 @@ def test_attention_heads_stay_whole() -> None:
 
 def test_layers_are_counted_over_pipeline_ranks() -> None:
     names = {f"decoder.layers.{layer}.input_layernorm.weight": nn.Parameter(torch.ones(3)) for layer in range(2)}
-    found = [p.name for p in sharded_parameters(Holder(names), Layout(2, 1, 2, 1), num_layers=4)]
+    holder = Holder(names)
+    holder.place = ChunkPlace(range(2, 4), is_first=False, is_last=True)
+    found = [p.name for p in sharded_parameters([holder], Layout(2, 1, 2, 1))]
     assert found == ["decoder.layers.2.input_layernorm.weight", "decoder.layers.3.input_layernorm.weight"]
     encoder = {"understanding_encoder.encoder.layers.0.mlp.fc1.weight": nn.Parameter(torch.ones(3, 3))}
-    (parameter,) = sharded_parameters(Holder(encoder), Layout(2, 1, 2, 1), num_layers=4)
+    holder = Holder(encoder)
+    holder.place = ChunkPlace(range(2, 4), is_first=False, is_last=True)
+    (parameter,) = sharded_parameters([holder], Layout(2, 1, 2, 1))
     assert parameter.name == "understanding_encoder.encoder.layers.0.mlp.fc1.weight"
 
 

@@ -30,7 +30,7 @@ def names(chunk: nn.Module, parameters: list[nn.Parameter]) -> set[str]:
 
 def test_matrices_decay_and_vectors_do_not() -> None:
     chunk = Chunk()
-    decayed, plain = build_param_groups(chunk, ATTRIBUTES, ["head", "backbone", "encoder"], config())
+    decayed, plain = build_param_groups([chunk], ATTRIBUTES, ["head", "backbone", "encoder"], config())
     assert (decayed.weight_decay, plain.weight_decay) == (0.1, 0.0)
     assert names(chunk, decayed.parameters) == {"decoder.0.weight", "head.weight", "encoder.weight"}
     assert names(chunk, plain.parameters) == {"decoder.1.weight", "decoder.1.bias", "head.bias", "encoder.bias"}
@@ -38,20 +38,20 @@ def test_matrices_decay_and_vectors_do_not() -> None:
 
 def test_only_trainable_modules_are_grouped() -> None:
     chunk = Chunk()
-    groups = build_param_groups(chunk, ATTRIBUTES, ["head"], config())
+    groups = build_param_groups([chunk], ATTRIBUTES, ["head"], config())
     assert names(chunk, [p for group in groups for p in group.parameters]) == {"head.weight", "head.bias"}
 
 
 def test_frozen_parameters_are_left_out() -> None:
     chunk = Chunk()
     chunk.head.bias.requires_grad_(False)
-    groups = build_param_groups(chunk, ATTRIBUTES, ["head"], config())
+    groups = build_param_groups([chunk], ATTRIBUTES, ["head"], config())
     assert names(chunk, [p for group in groups for p in group.parameters]) == {"head.weight"}
 
 
 def test_rates_by_module() -> None:
     chunk = Chunk()
-    groups = build_param_groups(chunk, ATTRIBUTES, ["head", "backbone"], config(head=0.1, encoder=7.0))
+    groups = build_param_groups([chunk], ATTRIBUTES, ["head", "backbone"], config(head=0.1, encoder=7.0))
     scales = {name: group.lr_scale for group in groups for name in names(chunk, group.parameters)}
     assert scales == {"head.weight": 0.1, "head.bias": 0.1, "decoder.0.weight": 1.0} | dict.fromkeys(
         ("decoder.1.weight", "decoder.1.bias"), 1.0
@@ -62,7 +62,7 @@ def test_rates_by_module() -> None:
 def test_every_rank_builds_the_same_list() -> None:
     trainable = ["encoder", "head", "backbone"]
     first, other, empty = (
-        build_param_groups(chunk, ATTRIBUTES, order, config(encoder=0.5))
+        build_param_groups([chunk], ATTRIBUTES, order, config(encoder=0.5))
         for chunk, order in (
             (Chunk(), trainable),
             (Chunk(has_encoder=False), trainable[::-1]),
@@ -79,14 +79,14 @@ def test_every_rank_builds_the_same_list() -> None:
 
 def test_each_parameter_stands_in_one_group() -> None:
     chunk = Chunk()
-    groups = build_param_groups(chunk, ATTRIBUTES, ["encoder", "head", "backbone"], config(encoder=0.5))
+    groups = build_param_groups([chunk], ATTRIBUTES, ["encoder", "head", "backbone"], config(encoder=0.5))
     grouped = [id(parameter) for group in groups for parameter in group.parameters]
     assert sorted(grouped) == sorted(id(parameter) for parameter in chunk.parameters())
 
 
 def test_decay_moves_matrices_alone() -> None:
     chunk = Chunk()
-    groups = build_param_groups(chunk, ATTRIBUTES, ["head"], config())
+    groups = build_param_groups([chunk], ATTRIBUTES, ["head"], config())
     before = {name: value.detach().clone() for name, value in chunk.named_parameters()}
     adamw = torch.optim.AdamW([{"params": g.parameters, "weight_decay": g.weight_decay} for g in groups], lr=0.5)
     for parameter in chunk.parameters():
