@@ -43,7 +43,7 @@ class RawRecord(Protocol):
         ...
 
     def identity(self, fields: dict[str, Any]) -> str:
-        """What it is called: its own id, else where it stands.
+        """What it is called: its own id or uid, else where it stands.
 
         Raises:
             Reject: The id cannot be stored.

@@ -39,8 +39,8 @@ class Record:
 
     def identity(self, fields: dict[str, Any]) -> str:
         """See RawRecord."""
-        given = fields.get("id")
-        if given is None or given == "":
+        given = next((fields[name] for name in ("id", "uid") if fields.get(name) not in (None, "")), None)
+        if given is None:
             return self.name
         return str(given) if type(given) is int else checked_text(given, "id")
 
