@@ -178,7 +178,7 @@ class ShardDirectory:
             self._read_part(task)
         except (FileNotFoundError, UserError):
             return False
-        return True
+        return self._part_path(task, ".npy").exists()
 
     def commit(self, task: int, writer: TaskOutput) -> None:
         """Makes a finished task durable; a task without a sample leaves no tar.

@@ -12,6 +12,7 @@ from typing import IO
 
 import numpy as np
 
+from data_pipeline.errors import UserError
 from data_pipeline.files import sync_and_replace
 from data_pipeline.prepare.asides import aside_of
 
@@ -40,15 +41,13 @@ def join_parts(
 
     Raises:
         FileNotFoundError: A part, or something half-written, is gone.
-        ValueError: A part holds another number of samples.
+        UserError: A part is damaged.
     """
     joined = JoinedIndex(totals=dict.fromkeys(counted, 0))
     with ExitStack() as stack:
         files: dict[str, ColumnFile] = {}
         for number, (path, count) in enumerate(zip(parts, num_samples, strict=True)):
-            rows = np.load(path, allow_pickle=False)
-            if len(rows) != count:
-                raise ValueError(f"{path}: has {len(rows)} samples instead of {count}")
+            rows = _load(path, count)
             for name, dtype in columns.items():
                 column = rows[name].astype(dtype)
                 if not number:
@@ -62,6 +61,16 @@ def join_parts(
         files["ptr"].append(first)
         joined.sha256 = {f"{name}.npy": files[name].finish() for name in sorted(files)}
     return joined
+
+
+def _load(path: Path, count: int) -> np.ndarray:
+    try:
+        rows = np.load(path, allow_pickle=False)
+        if len(rows) != count:
+            raise ValueError(f"{len(rows)} samples instead of {count}")
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path}: damaged ({error}); delete it and run the same command again") from error
+    return rows
 
 
 class ColumnFile:

@@ -9,6 +9,9 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from data_pipeline.prepare.importing import ImportOptions
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""Environment in which sums are taken in one order: the last bit of an encoder's depends on the number of threads."""
+
 
 class OnBad(Enum):
     """What becomes of a record that cannot be used: `error` stops and names it, `skip` counts it by reason."""

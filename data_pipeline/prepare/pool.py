@@ -9,6 +9,7 @@ they were writing.
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, NoReturn
 
 from data_pipeline.errors import UserError
-from data_pipeline.prepare.options import Counts
+from data_pipeline.prepare.options import ONE_THREAD, Counts
 from data_pipeline.prepare.task import Work, do_task
 
 PATIENCE_S = 20.0
@@ -102,7 +103,7 @@ class _Staff:
             for number in range(workers):
                 here, there = context.Pipe()
                 process = context.Process(target=_serve, args=(there, work), name=f"prepare-{number}")
-                with _environment(number, workers):
+                with _environment(number):
                     process.start()
                 there.close()  # so that the pipe breaks with the worker
                 self._members.append(_Member(process, here))
@@ -139,17 +140,18 @@ class _Staff:
 
 
 @contextmanager
-def _environment(number: int, workers: int) -> Iterator[None]:
-    """What a worker finds in its environment: which of the devices is its own, and its share of the cores."""
-    cores = len(os.sched_getaffinity(0))
-    wanted = {"LOCAL_RANK": str(number), "OMP_NUM_THREADS": str(max(1, cores // workers))}
-    if "OMP_NUM_THREADS" in os.environ:
-        del wanted["OMP_NUM_THREADS"]
+def _environment(number: int) -> Iterator[None]:
+    """What a worker finds: which device is its own, one thread for sums, and no ears for Ctrl-C while it starts."""
+    wanted = {"LOCAL_RANK": str(number), **ONE_THREAD}
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main else None
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
         yield
     finally:
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]

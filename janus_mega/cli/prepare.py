@@ -1,5 +1,6 @@
 """`janus-mega data prepare`: raw data to shards, in this process, in a pool of them, or as one job of an array."""
 
+import os
 import time
 from collections.abc import Callable
 from enum import Enum
@@ -10,7 +11,7 @@ import typer
 
 from data_pipeline.errors import UserError
 from data_pipeline.prepare.importing import Format, ImageSide, ImportOptions, OnMissingImage
-from data_pipeline.prepare.options import OnBad, PrepareOptions, PrepareReport, Tally
+from data_pipeline.prepare.options import ONE_THREAD, OnBad, PrepareOptions, PrepareReport, Tally
 from data_pipeline.spec import Template
 from janus_mega.cli.grouped import GroupedCommand
 from janus_mega.observe.progress import Progress
@@ -60,7 +61,7 @@ def prepare(
     crops: Annotated[int, _option(MAKING, "Crops stored per picture (t2i); the first is the middle.")] = 1,
     flips: Annotated[bool, _option(MAKING, "Mirror some of the further crops (t2i).", "--flips")] = False,
     samples_per_shard: Annotated[int, _option(MAKING, "Records per shard; also the unit of restart.")] = 10_000,
-    workers: Annotated[int, _option(SHARING, "Processes on this machine.")] = 1,
+    workers: Annotated[int, _option(SHARING, "Processes on this machine, one thread each.")] = 1,
     tasks: Annotated[int, _option(SHARING, "Jobs that share the work, of a SLURM array say.")] = 1,
     task: Annotated[int | None, _option(SHARING, "Which of them this is, from 0; all write to one --out.")] = None,
 ) -> None:
@@ -100,6 +101,7 @@ def _run(
     kind: Kind, inputs: list[Path], out: Path, makers: tuple[Path, Path | None, Template], options: PrepareOptions
 ) -> None:
     """Prepares with a progress bar and prints what came of it."""
+    os.environ.update(ONE_THREAD)  # before anything loads torch: the bytes must not depend on the number of cores
     from janus_mega.cli.show import prepare_lines
 
     try:

@@ -69,8 +69,8 @@ def test_ids_that_break_the_promise_are_refused(wrong):
             return wrong.astype(np.uint16) if int(wrong.max()) else wrong
 
     encoder = PictureEncoder(Wrong(), 1)
+    encoder.add(pictures(1)[0])
     with pytest.raises(UserError, match="it promises uint16"):
-        encoder.add(pictures(1)[0])
         encoder.flush()
     encoder.close()
 

@@ -6,6 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from data_pipeline.errors import UserError
 from data_pipeline.prepare.join import join_parts
 from data_pipeline.prepare.shard import npy_bytes
 
@@ -59,6 +60,6 @@ def test_a_part_that_does_not_fit_leaves_nothing_behind(tmp_path, damage):
         paths[1].unlink()
     else:
         paths[1].write_bytes(npy_bytes(parts[1][:2]))
-    with pytest.raises((FileNotFoundError, ValueError), match=r"1\.npy"):
+    with pytest.raises((FileNotFoundError, UserError), match=r"1\.npy"):
         join_parts(paths, [3, 4], tmp_path / "index", COLUMNS, ())
     assert not list((tmp_path / "index").iterdir())
