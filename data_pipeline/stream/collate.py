@@ -1,6 +1,8 @@
 """Packed rows <-> a Batch: the dict of torch tensors that a model takes, keys as in `schema.BATCH_KEYS`."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,6 +14,35 @@ from data_pipeline.schema import BATCH_KEYS, PackedRow, TokenKind
 def to_batch(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """The arrays of a micro-batch (`canvas.Rows`) as tensors over the same memory."""
     return {key: torch.from_numpy(arrays[key]) for key in BATCH_KEYS}
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A Batch on its way from a worker process: one tensor, because each costs a file descriptor and a tenth of a
+    millisecond in the process that trains."""
+
+    content: Tensor
+    """uint8, all arrays one after the other, those of four bytes first."""
+    shapes: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
+    """Key, dtype and shape of each."""
+
+
+def to_parcel(arrays: Mapping[str, np.ndarray]) -> Parcel:
+    """The arrays of a micro-batch as one tensor."""
+    batch = to_batch(arrays)
+    ordered = sorted(batch.items(), key=lambda item: -item[1].element_size())
+    content = torch.cat([tensor.reshape(-1).view(torch.uint8) for _, tensor in ordered])
+    return Parcel(content, tuple((key, tensor.dtype, tuple(tensor.shape)) for key, tensor in ordered))
+
+
+def from_parcel(parcel: Parcel) -> dict[str, Tensor]:
+    """The Batch, as views of the one tensor."""
+    batch, start = {}, 0
+    for key, dtype, shape in parcel.shapes:
+        stop = start + math.prod(shape) * dtype.itemsize
+        batch[key] = parcel.content[start:stop].view(dtype).view(shape)
+        start = stop
+    return {key: batch[key] for key in BATCH_KEYS}
 
 
 def collate(rows: Sequence[PackedRow]) -> dict[str, Tensor]:

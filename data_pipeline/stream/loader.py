@@ -18,7 +18,7 @@ from data_pipeline.plan.plan import Plan, PlanEnded
 from data_pipeline.schema import Hole
 from data_pipeline.stream.assemble import combine_digests, row_digest
 from data_pipeline.stream.canvas import Rows
-from data_pipeline.stream.collate import split, to_batch
+from data_pipeline.stream.collate import Parcel, from_parcel, split, to_batch, to_parcel
 from data_pipeline.stream.dataset import RowDataset
 
 Batch = dict[str, Tensor]
@@ -71,7 +71,7 @@ class StepLoader:
             _MicroBatches(self.dataset),
             batch_sampler=self._rows,
             num_workers=self._num_workers,
-            collate_fn=_as_tensors,
+            collate_fn=_sent if self._num_workers else _as_tensors,
             # Of its own, or starting a loader would draw from (and so shift) the generator of the whole process.
             generator=torch.Generator(),
         )
@@ -80,8 +80,9 @@ class StepLoader:
         for loaded in loader:
             if isinstance(loaded, UserError):
                 raise loaded
-            step.append(loaded[0])
-            holes += loaded[1]
+            batch, new_holes = loaded
+            step.append(from_parcel(batch) if isinstance(batch, Parcel) else batch)
+            holes += new_holes
             if len(step) == self._rows.num_micro_batches:
                 self.holes = tuple(holes)
                 yield step
@@ -127,6 +128,10 @@ class _MicroBatches(Dataset[Rows | UserError]):
 
 def _as_tensors(loaded: Rows | UserError) -> tuple[Batch, tuple[Hole, ...]] | UserError:
     return loaded if isinstance(loaded, UserError) else (to_batch(loaded.arrays), loaded.holes)
+
+
+def _sent(loaded: Rows | UserError) -> tuple[Parcel, tuple[Hole, ...]] | UserError:
+    return loaded if isinstance(loaded, UserError) else (to_parcel(loaded.arrays), loaded.holes)
 
 
 def row_digests(micro_batches: Sequence[Batch]) -> list[bytes]:

@@ -1,11 +1,14 @@
 """Batches hold their rows and can be taken apart again."""
 
+import pickle
+
 import numpy as np
+import pytest
 import torch
 
 from data_pipeline.schema import BATCH_KEYS
 from data_pipeline.stream.assemble import pack, row_digest
-from data_pipeline.stream.collate import collate, split
+from data_pipeline.stream.collate import collate, from_parcel, split, to_parcel
 from tests.support.hand_documents import SIDE, drawing_document, picture_document, text_document
 
 
@@ -51,3 +54,14 @@ def test_a_batch_comes_apart_into_its_rows():
 
 def test_a_batch_without_images_keeps_their_shape():
     assert collate(rows()[1:3])["pixel_values"].shape == (0, 3, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("chosen", [slice(0, 4), slice(1, 3)])
+def test_a_parcel_holds_its_batch(chosen):
+    """With pictures and without."""
+    batch = collate(rows()[chosen])
+    parcel = to_parcel({key: value.numpy() for key, value in batch.items()})
+    found = from_parcel(pickle.loads(pickle.dumps(parcel)))
+    assert tuple(found) == BATCH_KEYS
+    for key in BATCH_KEYS:
+        assert found[key].dtype == batch[key].dtype and torch.equal(found[key], batch[key])
