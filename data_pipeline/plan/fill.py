@@ -15,6 +15,9 @@ from data_pipeline.plan.mixture import Account, Ledger, Mixture, Upcoming
 from data_pipeline.plan.packing import Rooms, pack
 from data_pipeline.plan.schedule import apportion
 
+_SLACK = 500
+"""One row in so many is left to topping up where rows belong to one source."""
+
 
 @dataclass(frozen=True, slots=True)
 class Filling:
@@ -38,8 +41,12 @@ class Space:
     seq_len: int
 
     def just_below(self, tokens: int) -> int:
-        """A little less than what fits, so that all of it finds a place; the rest is topped up one by one."""
-        return max(self.seq_len, tokens - 3 * self.seq_len // 2)
+        """A little less than what fits, so that all of it finds a place; the rest is topped up one by one.
+
+        Where much of the rows stays empty whatever one does, how much varies, and packing anew costs more.
+        """
+        whole = self.num_rows * self.seq_len
+        return max(self.seq_len, tokens - 3 * self.seq_len // 2 - min(max(0, whole - tokens) // 3, whole // 1000))
 
 
 # ---- rows that all sources share ---------------------------------------------------------------------------------
@@ -195,7 +202,8 @@ def _own_bins(source: Upcoming, left: int | None, space: Space, row_tokens: int)
     """
     if space.num_rows == 0:
         return np.zeros(0, np.int64)
-    tokens = space.just_below(space.num_rows * row_tokens)
+    # Rows of one source are packed less evenly than mixed ones; a second packing costs more than some topping up.
+    tokens = space.just_below(space.num_rows * row_tokens - space.num_rows * space.seq_len // _SLACK)
     while True:
         count = source.count_within(tokens)
         count = count if left is None else min(count, left)

@@ -16,6 +16,7 @@ DIFFERENT_CODE = 1
 """Exit code of `data plan diff` where the plans differ, as `diff` has it."""
 STEPS_COMPILED = 2000
 """Unless --steps says otherwise: half a minute at 512 rows of 4096 tokens."""
+_EPOCHS_PRINTED = 8
 _NAME_WIDTH = 24
 
 
@@ -183,7 +184,8 @@ def _source_lines(report: "PlanReport") -> Iterator[str]:
 def _epoch_lines(source: "SourceReport", report: "PlanReport") -> Iterator[str]:
     """The steps in which epochs end; `~` where they are projected."""
     if source.epoch_ends:
-        steps = [f"{'~' if step > report.measured_steps else ''}{step:,}" for step in source.epoch_ends]
+        listed = source.epoch_ends[:_EPOCHS_PRINTED]
+        steps = [f"{'~' if step > report.measured_steps else ''}{step:,}" for step in listed]
         more = " ..." if source.stage_epochs >= len(steps) + 1 else ""
         yield _row(source.name, f"{', '.join(steps)}{more}")
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from data_pipeline.errors import UserError
@@ -19,7 +20,9 @@ def row_tokens(plan, num_windows):
     """What rows really hold; by source where each has its own."""
     taken = plan.cursor(num_windows).ledger.tokens
     if plan.mixture.unit is RatioUnit.rows:
-        return [float(tokens) for tokens in plan.cursor(num_windows).fullness]
+        windows = [plan.window(number) for number in range(num_windows)]
+        rows = sum(np.bincount(window.source[window.row_start[:-1]], minlength=len(taken)) for window in windows)
+        return (np.array(taken) / rows).tolist()
     return [sum(taken) / (num_windows * plan.window_rows)] * len(taken)
 
 
