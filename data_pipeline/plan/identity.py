@@ -15,7 +15,7 @@ from data_pipeline.plan.documents import PlanSource
 from data_pipeline.schema import SCHEMA_VERSION
 from data_pipeline.spec import Captions, DataSpec
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 """Raised whenever equal inputs give another plan than before."""
 
 

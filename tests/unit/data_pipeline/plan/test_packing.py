@@ -1,9 +1,12 @@
 """Packing: nothing lost, nothing over the edge, little padding where a plain method leaves much."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
-from data_pipeline.plan.packing import Rooms, best_fit, fill_exactly, pack
+from data_pipeline.plan.exchange import exchange, least_bins
+from data_pipeline.plan.packing import Rooms, best_fit, pack
 
 
 def padding(num_bins, lengths, capacity):
@@ -27,38 +30,94 @@ def mixed(random):
     return np.concatenate([random.integers(1, 257, 2000), random.integers(20, 60, 3000)]), 256
 
 
+def methods(lengths, capacity):
+    descending = np.sort(lengths)[::-1]
+    longest_first = np.argsort(-lengths, kind="stable")
+    packing = pack(lengths, capacity)
+    return {
+        "pack": (lengths, packing.bin_of, packing.num_bins),
+        "best_fit": (descending, *best_fit(descending, capacity)),
+        "exchange": (lengths, *exchange(lengths, longest_first, capacity)),
+    }
+
+
 @pytest.mark.parametrize("shape", [short, alike, captioned, mixed])
-@pytest.mark.parametrize("method", ["pack", "fill_exactly", "best_fit"])
-def test_every_document_has_a_place_and_no_bin_overflows(shape, method):
-    random = np.random.default_rng(0)
-    lengths, capacity = shape(random)
-    random.shuffle(lengths)
-    if method == "pack":
-        packing = pack(lengths, capacity)
-        bin_of, num_bins = packing.bin_of, packing.num_bins
-    else:
-        bin_of, num_bins = {"fill_exactly": fill_exactly, "best_fit": best_fit}[method](lengths.tolist(), capacity)
-    load = np.bincount(bin_of, lengths, num_bins)
-    assert len(bin_of) == len(lengths)
-    assert load.max() <= capacity
-    assert load.min() > 0
+def test_every_document_has_a_place_and_no_bin_overflows(shape):
+    lengths, capacity = shape(np.random.default_rng(0))
+    np.random.default_rng(0).shuffle(lengths)
+    for order, bin_of, num_bins in methods(lengths, capacity).values():
+        load = np.bincount(bin_of, order, num_bins)
+        assert len(bin_of) == len(lengths)
+        assert load.max() <= capacity
+        assert load.min() > 0
+
+
+def test_small_cases_of_all_kinds_are_packed_whole():
+    random = np.random.default_rng(4)
+    for _ in range(300):
+        capacity = int(random.integers(1, 80))
+        longest = max(1, capacity // int(random.integers(1, 9)))
+        lengths = random.integers(1, longest + 1, int(random.integers(1, 60)))
+        for order, bin_of, num_bins in methods(lengths, capacity).values():
+            load = np.bincount(bin_of, order, num_bins)
+            assert 0 < load.min() <= load.max() <= capacity
+            assert num_bins >= least_bins(np.sort(lengths), capacity)
+
+
+def by_the_definition(descending, capacity):
+    rooms = []
+    for length in descending:
+        tightest = min((room for room in rooms if room >= length), default=None)
+        if tightest is None:
+            rooms.append(capacity - length)
+        else:
+            rooms[rooms.index(tightest)] -= length
+    return sorted(rooms)
+
+
+def test_best_fit_is_best_fit():
+    random = np.random.default_rng(5)
+    for _ in range(200):
+        capacity = int(random.integers(1, 120))
+        longest = max(1, capacity // int(random.integers(1, 6)))
+        lengths = np.sort(random.integers(1, longest + 1, int(random.integers(0, 80))))[::-1]
+        bin_of, num_bins = best_fit(lengths, capacity)
+        load = np.bincount(bin_of, lengths, num_bins).astype(int)
+        assert sorted((capacity - load).tolist()) == by_the_definition(lengths.tolist(), capacity)
 
 
 @pytest.mark.parametrize(
-    ("shape", "bar"), [(short, 0.001), (alike, 0.003), (captioned, 0.003)], ids=["short", "alike", "captioned"]
+    ("kind", "bar"), [(short, 0.001), (alike, 0.003), (captioned, 0.003)], ids=["short", "alike", "captioned"]
 )
-def test_padding_is_small_where_best_fit_decreasing_is_not(shape, bar):
+def test_padding_is_small_where_best_fit_decreasing_is_not(kind, bar):
     random = np.random.default_rng(1)
-    lengths, capacity = shape(random)
+    lengths, capacity = kind(random)
     random.shuffle(lengths)
     assert padding(pack(lengths, capacity).num_bins, lengths, capacity) <= bar
-    plain = best_fit(np.sort(lengths)[::-1].tolist(), capacity)[1]
+    plain = best_fit(np.sort(lengths)[::-1], capacity)[1]
     assert padding(plain, lengths, capacity) > 10 * bar
+
+
+def test_gaps_that_no_packing_can_fill_cost_no_more_than_they_must():
+    # Six to a bin at most, whatever one does.
+    lengths = np.random.default_rng(6).integers(590, 620, 3000)
+    assert least_bins(np.sort(lengths), 4096) == 500
+    assert pack(lengths, 4096).num_bins == 500
 
 
 def test_whole_rows_are_perfect():
     lengths = np.full(50, 256)
     assert pack(lengths, 256).num_bins == 50
+
+
+@pytest.mark.parametrize("capacity", [1 << 14, 1 << 17])
+def test_rows_longer_than_a_small_integer_squared(capacity):
+    random = np.random.default_rng(7)
+    lengths = random.integers(capacity // 8, capacity // 5, 700)
+    longest_first = np.argsort(-lengths, kind="stable")
+    bin_of, num_bins = exchange(lengths, longest_first, capacity)
+    assert np.bincount(bin_of, lengths).max() <= capacity
+    assert padding(num_bins, lengths, capacity) < 0.02
 
 
 def test_nothing_packs_to_nothing():
@@ -71,6 +130,12 @@ def test_pack_is_a_function_of_its_input():
     lengths = np.random.default_rng(2).integers(28, 61, 2000)
     first, second = pack(lengths, 256), pack(lengths.copy(), 256)
     assert first.bin_of.tolist() == second.bin_of.tolist()
+
+
+def test_pack_gives_on_every_machine_what_it_gave_here():
+    lengths = (np.arange(2000) * 7919 % 33 + 28).astype(np.int64)
+    bin_of = pack(lengths, 256).bin_of
+    assert hashlib.sha256(bin_of.astype("<i8").tobytes()).hexdigest()[:16] == "1e20a32b4d7c463f"
 
 
 def test_rooms_give_the_tightest_fit():
