@@ -86,3 +86,20 @@ def test_tracking_passes_everything_on():
 
 def test_clock():
     assert (clock(5), clock(65.4), clock(3725)) == ("0:05", "1:05", "1:02:05")
+
+
+def test_what_was_done_before_does_not_count_for_the_time_left(monkeypatch):
+    clock_, stream = Clock(), io.StringIO()
+    monkeypatch.setattr(module, "time", clock_)
+    with Progress("shards", 0, stream=stream) as bar:
+        bar.resume(900, 1000)
+        clock_.now_s = 20.0
+        bar.reach(950, 1000, "quick")
+        assert stream.getvalue() == "shards: 950/1000 (95 %), 0:20 left, quick\n"
+
+
+def test_a_bar_shows_what_was_done_before():
+    stream = Terminal()
+    with Progress("shards", 0, stream=stream) as bar:
+        bar.resume(900, 1000)
+    assert "900/1000" in stream.getvalue()
