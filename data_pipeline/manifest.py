@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.npy import check_npy
 from data_pipeline.uid import words_text
 
 SCHEMA = "janus-shards/1"
@@ -245,8 +246,8 @@ def _check_shard(shard: Path, entry: ShardEntry) -> None:
 def _open_array(path: Path, dtype: str, width: int = 1) -> np.ndarray:
     """Memory-maps one column of the index (an empty one is read, mmap refuses it)."""
     try:
-        empty = path.stat().st_size <= 128 and len(np.load(path, allow_pickle=False)) == 0
-        array = np.load(path, mmap_mode=None if empty else "r", allow_pickle=False)
+        header = check_npy(path)
+        array = np.load(path, mmap_mode="r" if 0 not in header.shape else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: missing or damaged index file ({error}); {_REDO}") from error
     if array.dtype.str != dtype or array.shape[1:] != (() if width == 1 else (width,)):

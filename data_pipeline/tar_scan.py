@@ -13,6 +13,7 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 
 BLOCK = 512
+_REST_BYTES = 1 << 20
 MAX_MEMBER_BYTES = (1 << 32) - 1
 """Larger members are refused: the index counts bytes of a sample in 32 bits."""
 
@@ -115,6 +116,8 @@ def _members(read: Callable[[int, int], bytes], size: int, has_end: bool) -> Ite
             if header is None:
                 raise ValueError(f"the long name at byte {first} is not followed by its member")
         if header is None:
+            if has_end:
+                _check_rest(read, at, size)
             return
         name = name or header.name
         content_size = header.size if content_size < 0 else content_size
@@ -126,6 +129,20 @@ def _members(read: Callable[[int, int], bytes], size: int, has_end: bool) -> Ite
         _check_place(member, size)
         yield member
         at = member.end
+
+
+def _check_rest(read: Callable[[int, int], bytes], at: int, size: int) -> None:
+    """Refuses members behind the end of the archive (tars joined by `cat`, a header that was zeroed).
+
+    Raises:
+        ValueError: Something else than zeros follows, or the tar is no whole number of blocks.
+    """
+    for place in range(at, size, _REST_BYTES):
+        chunk = read(place, _REST_BYTES)
+        if chunk.count(0) != len(chunk):
+            raise ValueError(f"bytes follow the end of the archive at byte {at}, which readers would lose")
+    if size % BLOCK:
+        raise ValueError(f"its {size} bytes are no whole number of {BLOCK}-byte blocks")
 
 
 def _parse(block: bytes, at: int) -> _Header | None:

@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_pipeline.errors import UserError
 from data_pipeline.explain.findings import EXPLANATIONS, Findings
 from data_pipeline.explain.grouping import SampleGrouper, UidTable
 from data_pipeline.explain.member_checks import CheckOptions, check_content, check_name, last_extension, split_name
+from data_pipeline.explain.places import array_of
 from data_pipeline.explain.tar_walk import Damage, Entry, walk_tar
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -147,8 +146,8 @@ def _examine_member(
 def _distinct_uids(content: bytes) -> list[str]:
     """The uids of a block record; captions of one picture share theirs."""
     try:
-        words = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError):
+        words = array_of(content)
+    except ValueError:
         return []
     if words.ndim != 2 or words.shape[1] != 2:
         return []

@@ -109,6 +109,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "stops at the first end: of tars joined with `cat` only the first is read",
         "split it at the byte named, or join tars with `tar --concatenate`",
     ),
+    "odd_size": Explanation(
+        Harm.silent,
+        "a tar whose size is no multiple of 512",
+        "does not look: the last member may have lost or gained bytes",
+        "copy it again; " + _REPACK,
+    ),
     "empty_tar": Explanation(
         Harm.stops,
         "a tar without a member",

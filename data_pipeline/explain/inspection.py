@@ -11,10 +11,11 @@ import numpy as np
 
 from data_pipeline.errors import UserError
 from data_pipeline.explain.blame import samples_of
-from data_pipeline.explain.member_checks import split_name
+from data_pipeline.explain.member_checks import JSONS, TEXTS, last_extension, split_name
 from data_pipeline.explain.tar_walk import Entry, walk_tar
 from data_pipeline.manifest import DRAWING_COLUMNS, SAMPLE_COLUMNS, Source, open_source
 from data_pipeline.masks.store import list_masks, mask_facts
+from data_pipeline.npy import check_npy
 from data_pipeline.spec import ImageGeometry
 from data_pipeline.stream.read import SampleReader
 
@@ -120,6 +121,7 @@ def _meta_columns(source: Source) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     for path in sorted((source.path / "index" / "meta").glob("*.npy")):
         try:
+            check_npy(path)
             values = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             columns[path.stem] = {"unusable": str(error)}
@@ -230,6 +232,14 @@ def _example(source: Source, i: int) -> dict[str, Any]:
     if source.kind == "interleaved" and source.manifest.layout == "records":
         document = json.loads(bytes(reader.members(i)["doc.json"]))
         return {"uid": source.uid(i), **place, "id": document.get("id"), "seq": document["seq"]}
+    if source.manifest.layout == "pairs":
+        members = reader.members(i)
+        texts = {
+            name: bytes(content[:2000]).decode("utf-8", "replace")
+            for name, content in members.items()
+            if last_extension(name) in TEXTS | JSONS
+        }
+        return {"uid": source.uid(i), **place, "members": {name: len(members[name]) for name in members}, **texts}
     sample = reader.read(i)
     if sample.image_ids is not None and sample.caption_ids is not None:
         return {

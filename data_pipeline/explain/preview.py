@@ -217,8 +217,13 @@ def view_samples(source: Source, viewer: Viewer, count: int, seed: int = 0) -> l
         UserError: A shard cannot be read, or ids are of another tokenizer than those given.
     """
     _check_tokenizers(source, viewer)
+    if source.manifest.layout == "pairs" and viewer.tokenizer is None:
+        raise UserError(
+            f"{source.path}: captions of foreign tars are tokenized when they are read; give its --text-tokenizer"
+        )
     chosen = np.sort(permutation(stream_key("preview", seed), len(source))[:count]).tolist()
-    reader = SampleReader(source, ImageGeometry(understanding_size=_preview_side(source)))
+    geometry = ImageGeometry(understanding_size=_preview_side(source))
+    reader = SampleReader(source, geometry, viewer.tokenizer)
     views = []
     for number in chosen:
         shard, _ = source.place_of(number)

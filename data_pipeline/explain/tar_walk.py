@@ -162,6 +162,8 @@ def _after_end(stream: io.BufferedIOBase, at: int, size: int) -> Generator[Damag
             yield Damage("data_after_end", at, "", f"the archive ends here, and another begins at byte {found}")
             return found
         position += len(chunk)
+    if size % BLOCK:
+        yield Damage("odd_size", size - size % BLOCK, "", f"{size} bytes are no whole number of {BLOCK}-byte blocks")
     return -1
 
 

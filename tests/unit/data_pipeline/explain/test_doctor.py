@@ -18,6 +18,7 @@ from data_pipeline.explain.doctor import examine
 from data_pipeline.explain.findings import EXPLANATIONS, Findings
 from data_pipeline.explain.member_checks import CheckOptions, split_name
 from tests.support.shards import make_shards
+from tests.support.tars import tar_of
 
 pytestmark = [
     # webdataset leaves its files to the garbage collector
@@ -35,21 +36,6 @@ def picture(kind="jpeg", size=(24, 16), seed=0):
 
 
 JPG = picture()
-
-
-def tar_of(*members, form=tarfile.USTAR_FORMAT):
-    """A tar of (name, content) or (name, type letter, link)."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=form) as tar:
-        for name, *rest in members:
-            info = tarfile.TarInfo(name)
-            if len(rest) == 2:
-                info.type, info.linkname = rest[0].encode(), rest[1]
-                tar.addfile(info)
-            else:
-                info.size = len(rest[0])
-                tar.addfile(info, io.BytesIO(rest[0]))
-    return stream.getvalue()
 
 
 def pairs(*keys):
