@@ -126,7 +126,7 @@ def _deal(lengths: np.ndarray, order: np.ndarray, capacity: int, num_bins: int) 
 
 def _settle(bins: _Bins) -> None:
     """Swaps until no bin is in excess, adding bins where that gets nowhere."""
-    num_documents = np.count_nonzero(bins.length)
+    num_documents = int(np.count_nonzero(bins.length))
     before = times_added = 0
     for round_no in range(_MAX_ROUNDS):
         over = np.flatnonzero(bins.excess > 0)
