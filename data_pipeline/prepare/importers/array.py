@@ -194,6 +194,8 @@ class Array:
     """One .json whose value is an array of records."""
 
     path: Path
+    name: str
+    """What its records are named after."""
     shapes: Shapes
     pictures: Pictures
     _ranges: np.ndarray | None = None
@@ -213,7 +215,7 @@ class Array:
             for number, (first, end) in enumerate(self._find()[start:stop].tolist(), start=start):
                 stream.seek(first)
                 raw = stream.read(end - first)
-                place, name = f"{self.path}: element {number}", f"{self.path.name}:{number}"
+                place, name = f"{self.path}: element {number}", f"{self.name}:{number}"
                 yield Record(place, name, raw, self._parse, self.pictures, self.path.parent)
 
     def _find(self) -> np.ndarray:

@@ -56,7 +56,7 @@ def open_inputs(inputs: Iterable[str | Path], options: ImportOptions) -> Chained
             elif name == "questions":
                 parts.append(QuestionsAndAnswers(file, (), pictures_beside(file.parent, store)))
             else:
-                parts.append(_part(file, options, store))
+                parts.append(_part(file, path, options, store))
     questions = [part for part in parts if isinstance(part, QuestionsAndAnswers)]
     if answers and not questions:
         raise UserError(f"{answers[0]}: it has annotations only; give the file with their questions too")
@@ -67,20 +67,21 @@ def open_inputs(inputs: Iterable[str | Path], options: ImportOptions) -> Chained
     return Chained(parts)
 
 
-def _part(path: Path, options: ImportOptions, store: tuple[tuple[Beside, ...], NameTable] | None) -> Part:
-    """The reader of one file."""
+def _part(path: Path, given: Path, options: ImportOptions, store: tuple[tuple[Beside, ...], NameTable] | None) -> Part:
+    """The reader of one file; its records are named after its path below the directory that was given."""
+    name = path.relative_to(given).as_posix() if path != given else path.name
     kind = _KINDS[path.suffix]
     shapes = Shapes(options)
     if kind == "text":
-        return WholeFile(path)
+        return WholeFile(path, name)
     if kind == "tar":
         return PairTar(path, options.keep_columns)
     pictures = pictures_beside(path.parent, store)
     if kind == "parquet":
-        return Table(path, shapes, pictures)
+        return Table(path, name, shapes, pictures)
     if kind == "json" and options.format is not Format.jsonl and _begins_array(path):
-        return Array(path, shapes, pictures)
-    return Lines(path, shapes, pictures)
+        return Array(path, name, shapes, pictures)
+    return Lines(path, name, shapes, pictures)
 
 
 def _checked_input(given: str | Path) -> Path:

@@ -21,6 +21,8 @@ class Lines:
     """A .jsonl, one record a line; blank lines are none."""
 
     path: Path
+    name: str
+    """What its records are named after."""
     shapes: Shapes
     pictures: Pictures
     _marks: list[tuple[int, int, int]] = field(default_factory=list)
@@ -59,7 +61,7 @@ class Lines:
                     continue
                 if number >= start:
                     place = f"{self.path}:{line_number}"
-                    yield Record(place, f"{self.path.name}:{line_number}", line, self._parse, self.pictures, home)
+                    yield Record(place, f"{self.name}:{line_number}", line, self._parse, self.pictures, home)
                 number += 1
 
     def _parse(self, raw: bytes) -> dict[str, Any]:
@@ -71,6 +73,8 @@ class WholeFile:
     """A plain text file, one document."""
 
     path: Path
+    name: str
+    """What its record is named after."""
 
     def files(self) -> list[Path]:
         """See Part."""
@@ -89,9 +93,8 @@ class WholeFile:
                 f"{self.path}: a plain text file is one document of at most {MAX_RECORD_BYTES} bytes; split it into "
                 ".jsonl"
             )
-        name = f"{self.path.name}:0"
         home = self.path.parent
-        yield Record(str(self.path), name, self.path.read_bytes(), _text, Beside(home), home)
+        yield Record(str(self.path), f"{self.name}:0", self.path.read_bytes(), _text, Beside(home), home)
 
 
 def _text(raw: bytes) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from data_pipeline.prepare.importers.record import Record
 from data_pipeline.prepare.importers.shapes import CAPTION_COLUMNS, TEXT_COLUMNS, Shapes
 
 _ROWS_AT_A_TIME = 64
+_BUFFER_BYTES = 1 << 20
+"""Columns are read through buffers of this size: row groups of pictures have hundreds of megabytes."""
 _OTHER_COLUMNS = (
     *("id", "uid", "url", "license", "sha256", "language", "lang", "LANGUAGE", "meta", "system"),
     *("segments", "conversation", "conversations", "messages"),
@@ -29,6 +31,8 @@ class Table:
     """One .parquet."""
 
     path: Path
+    name: str
+    """What its records are named after."""
     shapes: Shapes
     pictures: Pictures
     """Where pictures lie that are given by path."""
@@ -83,7 +87,7 @@ class Table:
                 row[name] = _lifted(row[name], name, contents)
         pictures = Inside(contents, self.pictures)
         parse = partial(self.shapes.canonical, pictures=pictures)
-        place, name = f"{self.path}: row {number}", f"{self.path.name}:{number}"
+        place, name = f"{self.path}: row {number}", f"{self.name}:{number}"
         return Record(place, name, row, parse, pictures, self.path if contents else self.path.parent)
 
     def _wanted(self, names: list[str]) -> tuple[str, ...]:
@@ -116,7 +120,7 @@ class Table:
         except ImportError as error:
             raise UserError(f"{self.path}: Parquet needs the package pyarrow; pip install pyarrow") from error
         try:
-            return parquet.ParquetFile(self.path, pre_buffer=False)
+            return parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=_BUFFER_BYTES)
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"{self.path}: no readable Parquet file ({error}); copy it again") from error
 

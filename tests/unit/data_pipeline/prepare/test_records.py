@@ -28,6 +28,7 @@ def test_records_come_in_the_order_given_and_directories_sorted(tmp_path):
     assert source.count() == len(records)
     assert names(records) == ["z.jsonl:1", "z.jsonl:4", "b.txt", "a.md"]
     assert records[1].identity({}) == "z.jsonl:4" and records[2].identity({}) == "b.txt:0"
+    assert records[3].identity({}) == "sub/a.md:0", "files of one name in two directories would be one"
     assert records[1].identity({"id": "me"}) == "me" and records[1].identity({"id": 12}) == "12"
     assert list(read_texts([tmp_path / "z.jsonl"])) == ["one", "three"]
 

@@ -172,6 +172,18 @@ def test_pictures_by_name_from_tars_and_beside(img2dataset, tmp_path):
         assert caught.value.reason == reason
 
 
+def test_pictures_that_are_too_large_are_not_read(img2dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("data_pipeline.prepare.importers.pictures.MAX_PICTURE_BYTES", 100)
+    parquet.write_table(pyarrow.table({"image": [RED], "caption": ["red"]}), tmp_path / "a.parquet")
+    put(tmp_path / "folder", {"a.png": RED, "a.txt": "red"})
+    for path in (tmp_path / "a.parquet", tmp_path / "folder", img2dataset / "00000.tar"):
+        record = records_of(path)[0]
+        fields = record.fields() if path.suffix != ".tar" else {"image": "000000000.jpg"}
+        with pytest.raises(Reject, match="more than 100 bytes") as caught:
+            record.picture(fields["image"])
+        assert caught.value.reason == "too_large"
+
+
 def test_places_of_pictures_that_are_none_are_named(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}\n")
     for name, content, complaint in (
