@@ -25,8 +25,9 @@ from data_pipeline.prepare.directory import Facts
 from data_pipeline.prepare.encoding import Ahead, ImageTokenizer, PictureEncoder
 from data_pipeline.prepare.meta import Meta, sample_meta
 from data_pipeline.prepare.options import PrepareOptions, PrepareReport, Progress
-from data_pipeline.prepare.records import RawRecord, Reject, checked_text, text_field
+from data_pipeline.prepare.records import RawRecord, Reject
 from data_pipeline.prepare.run import run_prepare
+from data_pipeline.prepare.segments import captions_of
 from data_pipeline.prepare.shard import FlatIds, ImageIds, ShardWriter, npy_bytes, token_dtype
 from data_pipeline.prepare.task import Preparer
 from data_pipeline.text.interface import TextTokenizer
@@ -230,18 +231,9 @@ def _captions(fields: dict[str, Any]) -> list[str]:
     """The captions of a record that are not empty.
 
     Raises:
-        Reject: There is none.
+        Reject: There is none, or there are too many.
     """
-    given = fields.get("captions")
-    if given is None:
-        texts = [text_field(fields, "caption")]
-    elif isinstance(given, list):
-        texts = [checked_text(caption, "captions") for caption in given]
-    else:
-        raise Reject("bad_record", "'captions' must be a list of texts")
-    texts = [text for text in texts if text.strip()]
-    if not texts:
-        raise Reject("empty_text", "the caption is empty")
+    texts = captions_of(fields)
     if len(texts) > MAX_CAPTIONS:
         raise Reject("too_many_captions", f"{len(texts)} captions of one picture, at most {MAX_CAPTIONS} are allowed")
     return texts
