@@ -11,6 +11,8 @@ import numpy as np
 from data_pipeline.plan.order import permutation
 
 _MAX_EXCHANGES = 64
+_MAX_SWAPS = 32
+"""How often rows are exchanged between two global batches, and all pairs of ranks swap."""
 
 
 def deal_to_batches(tokens: np.ndarray, num_batches: int, key: int) -> np.ndarray:
@@ -92,7 +94,10 @@ def deal_to_ranks(num_images: np.ndarray, dp_size: int, micro_batch_size: int) -
         )
     counts = np.asarray(num_images, np.int64)
     cells = _deal(counts, num_rows // micro_batch_size)
-    positions = _deal(counts[cells].sum(axis=1), dp_size)
+    _swap_evenly(cells, counts)
+    of_cell = counts[cells].sum(axis=1)
+    positions = _deal(of_cell, dp_size)
+    _swap_evenly(positions, of_cell, in_place=True)
     return cells[positions]
 
 
@@ -106,3 +111,34 @@ def _deal(values: np.ndarray, num_bins: int) -> np.ndarray:
         bins[to, column] = items
         held[to] += values[items]
     return bins
+
+
+def _swap_evenly(bins: np.ndarray, values: np.ndarray, in_place: bool = False) -> None:
+    """Swaps items between full and empty bins while that brings them nearer; dealing alone leaves them an item apart.
+
+    Args:
+        bins: int64 [bins, items per bin], changed in place.
+        values: int64 [items].
+        in_place: Whether an item may only change places with one in the same column, so that columns keep theirs.
+    """
+    pairs = len(bins) // 2
+    looked_at = _spread(bins.shape[1])
+    for _ in range(_MAX_SWAPS if pairs else 0):
+        held = values[bins].sum(axis=1)
+        order = np.argsort(held, kind="stable")
+        low, high = order[:pairs], order[::-1][:pairs]
+        gap = (held[high] - held[low])[:, None, None]
+        items = values[bins[:, looked_at]]
+        moved = items[high][:, :, None] - items[low][:, None, :]
+        helps = (moved > 0) & (moved < gap)
+        if in_place:
+            helps &= np.eye(len(looked_at), dtype=bool)
+        # The nearer to half the gap, the nearer the two come.
+        cost = np.where(helps, np.abs(2 * moved - gap), np.iinfo(np.int64).max).reshape(pairs, -1)
+        best = cost.argmin(axis=1)
+        found = np.flatnonzero(helps.reshape(pairs, -1)[np.arange(pairs), best])
+        if not len(found):
+            return
+        here, there = looked_at[best[found] // len(looked_at)], looked_at[best[found] % len(looked_at)]
+        high, low = high[found], low[found]
+        bins[high, here], bins[low, there] = bins[low, there], bins[high, here]

@@ -54,6 +54,14 @@ def test_rank_order_would_be_uneven():
     assert images.max() > 1.3 * images.mean()
 
 
+@pytest.mark.parametrize("dp_size", [4, 32])
+def test_few_images_are_dealt_to_one_on_every_rank(dp_size):
+    # Most rows hold none: dealt largest first, some ranks would get two images more than others.
+    images = np.random.default_rng(2).choice([0, 0, 0, 0, 1, 2, 5], 8 * dp_size)
+    of_rank = images[deal_to_ranks(images, dp_size, 8)].sum(axis=(1, 2))
+    assert of_rank.max() - of_rank.min() <= 1
+
+
 def test_uneven_layouts_are_refused():
     with pytest.raises(ValueError, match="global_batch_size=10 is not a multiple of dp_size=2 x micro_batch_size=2"):
         deal_to_ranks(np.zeros(10), 2, 2)
