@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import UserError
-from data_pipeline.npy import check_npy
+from data_pipeline.npy import open_npy
 from data_pipeline.uid import words_text
 
 SCHEMA = "janus-shards/1"
@@ -246,11 +246,10 @@ def _check_shard(shard: Path, entry: ShardEntry) -> None:
 def _open_array(path: Path, dtype: str, width: int = 1) -> np.ndarray:
     """Memory-maps one column of the index (an empty one is read, mmap refuses it)."""
     try:
-        header = check_npy(path)
-        array = np.load(path, mmap_mode="r" if 0 not in header.shape else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = open_npy(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: missing or damaged index file ({error}); {_REDO}") from error
     if array.dtype.str != dtype or array.shape[1:] != (() if width == 1 else (width,)):
         shape = "[N]" if width == 1 else f"[N, {width}]"
         raise UserError(f"{path}: expected {dtype} {shape}, found {array.dtype.str} {list(array.shape)}; {_REDO}")
-    return np.asarray(array)  # a plain view: single elements come three times faster than from np.memmap
+    return array

@@ -15,8 +15,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.explain.findings import EXPLANATIONS, Findings
 from data_pipeline.explain.grouping import SampleGrouper, UidTable
 from data_pipeline.explain.member_checks import CheckOptions, check_content, check_name, last_extension, split_name
-from data_pipeline.explain.places import array_of
 from data_pipeline.explain.tar_walk import Damage, Entry, walk_tar
+from data_pipeline.npy import array_of
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _COMPRESSED_NAMES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")

@@ -15,7 +15,7 @@ from data_pipeline.explain.member_checks import JSONS, TEXTS, last_extension, sp
 from data_pipeline.explain.tar_walk import Entry, walk_tar
 from data_pipeline.manifest import DRAWING_COLUMNS, SAMPLE_COLUMNS, Source, open_source
 from data_pipeline.masks.store import list_masks, mask_facts
-from data_pipeline.npy import check_npy
+from data_pipeline.npy import open_npy
 from data_pipeline.spec import ImageGeometry
 from data_pipeline.stream.read import SampleReader
 
@@ -121,8 +121,7 @@ def _meta_columns(source: Source) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     for path in sorted((source.path / "index" / "meta").glob("*.npy")):
         try:
-            check_npy(path)
-            values = np.load(path, allow_pickle=False)
+            values = open_npy(path)
         except (OSError, ValueError, EOFError) as error:
             columns[path.stem] = {"unusable": str(error)}
             continue

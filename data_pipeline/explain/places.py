@@ -13,7 +13,7 @@ import numpy as np
 from data_pipeline.explain.member_checks import split_name
 from data_pipeline.explain.tar_walk import Entry
 from data_pipeline.manifest import Manifest
-from data_pipeline.npy import parse_npy_header
+from data_pipeline.npy import array_of
 from data_pipeline.uid import uid_text, uid_words
 
 
@@ -99,15 +99,3 @@ def _payload_start(tar: io.BufferedReader, entry: Entry) -> int:
     """Bytes before the values of a .npy of format 1.0."""
     tar.seek(entry.data + 8)
     return 10 + int.from_bytes(tar.read(2), "little")
-
-
-def array_of(content: bytes) -> np.ndarray:
-    """The values of a .npy in memory.
-
-    Raises:
-        ValueError: It is none, or has more or fewer bytes than it says.
-    """
-    header = parse_npy_header(content)
-    if header.num_bytes != len(content):
-        raise ValueError(f"a .npy of {len(content)} bytes says it has {header.num_bytes}")
-    return np.frombuffer(content, header.dtype, offset=header.start).reshape(header.shape)

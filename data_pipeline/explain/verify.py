@@ -25,7 +25,7 @@ from data_pipeline.manifest import (
     parse_manifest,
 )
 from data_pipeline.masks.store import list_masks, read_mask
-from data_pipeline.npy import check_npy
+from data_pipeline.npy import open_npy
 from data_pipeline.spec import ImageGeometry
 from data_pipeline.stream.read import SampleReader
 
@@ -127,8 +127,7 @@ def _check_index(path: Path, manifest: Manifest, found: Verification) -> dict[st
         file = path / "index" / f"{name}.npy"
         where = f"index/{name}.npy"
         try:
-            check_npy(file)
-            array = np.load(file, allow_pickle=False)
+            array = open_npy(file)
         except (OSError, ValueError, EOFError) as error:
             found.add(where, "", f"missing or damaged ({str(error).splitlines()[0]})")
             continue
