@@ -10,6 +10,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -193,27 +194,29 @@ class Plan:
         Raises:
             IndexError: As `row`.
         """
+        if min(row_nos) < 0:
+            raise IndexError(f"row {min(row_nos)} of a plan; rows count from 0")
+        counts: list[np.ndarray] = [np.zeros(1, np.int64)]
         parts: list[tuple[np.ndarray, ...]] = []
-        counts = [0]
-        for row_no in row_nos:
-            if row_no < 0:
-                raise IndexError(f"row {row_no} of a plan; rows count from 0")
-            window_no, offset = divmod(row_no, self.window_rows)
+        for window_no, run in groupby(row_nos, lambda row_no: row_no // self.window_rows):
             window = self.window(window_no)
-            first, last = window.row_start[offset : offset + 2].tolist()
-            parts.append(
-                (window.source[first:last], window.document[first:last], window.epoch[first:last],
-                 window.length[first:last])
-            )  # fmt: skip
-            counts.append(counts[-1] + last - first)
-        source_no, document, epoch, length = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+            offsets = np.array(list(run)) - window_no * self.window_rows
+            first = window.row_start[offsets]
+            count = window.row_start[offsets + 1] - first
+            ends = np.cumsum(count)
+            chosen = np.repeat(first - ends + count, count) + np.arange(ends[-1])
+            parts.append((window.source[chosen], window.document[chosen], window.epoch[chosen], window.length[chosen]))
+            counts.append(count)
+        source_no, document, epoch, length = (
+            parts[0] if len(parts) == 1 else (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        )
         sample_no, start = document.copy(), np.zeros(len(document), np.int64)
         for number, stream in enumerate(self.streams):
             table = stream.table
             if table.sample is not None and table.start is not None:
                 mine = np.flatnonzero(source_no == number)
                 sample_no[mine], start[mine] = table.sample[document[mine]], table.start[document[mine]]
-        return PlannedRows(np.array(counts), source_no, sample_no, epoch, start, length)
+        return PlannedRows(np.cumsum(np.concatenate(counts)), source_no, sample_no, epoch, start, length)
 
     def num_images(self, step: int) -> np.ndarray:
         """int64 [global_batch_size]: images to understand in each row of a step."""

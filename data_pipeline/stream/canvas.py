@@ -7,6 +7,8 @@ Shape letters: `b` rows, `s` seq_len, `d` documents.
 """
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -29,22 +31,25 @@ class Rows:
 
 
 class Pattern(dict[int, np.ndarray]):
-    """Marks of documents that differ in length alone: `pattern[n]` are those of a document of n tokens, uint8 [3, n].
+    """What documents that differ in length alone have in common: `pattern[n]` is that of a document of n tokens.
 
-    All of them are ends of the longest, because captions and texts vary at the front. Views are kept: making one takes
-    as long as copying it.
+    All of them are ends of the longest, because captions and texts vary at the front; counting is the one that begins
+    at the front. Views are kept: making one takes as long as copying it.
     """
 
-    def __init__(self, longest: np.ndarray) -> None:
+    def __init__(self, longest: np.ndarray, *, from_front: bool = False) -> None:
+        """Say what the longest document has, [..., seq_len]."""
         super().__init__()
         self._longest = longest
+        self._from_front = from_front
 
     def __missing__(self, length: int) -> np.ndarray:
-        view = self[length] = self._longest[:, self._longest.shape[1] - length :]
+        place = slice(length) if self._from_front else slice(self._longest.shape[-1] - length, None)
+        view = self[length] = self._longest[..., place]
         return view
 
-    def __reduce__(self) -> tuple[type["Pattern"], tuple[np.ndarray]]:
-        return Pattern, (self._longest,)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(Pattern, from_front=self._from_front), (self._longest,)
 
 
 def plain_pattern(seq_len: int, kind: TokenKind = TokenKind.text, task: int = 0) -> np.ndarray:
@@ -61,7 +66,7 @@ class Layout:
         self.pad_id = pad_id
         self.token_dtype = token_dtype
         self.padding = Pattern(plain_pattern(seq_len, TokenKind.pad))
-        self.positions = np.arange(seq_len, dtype=np.int32)
+        self.positions = Pattern(np.arange(seq_len, dtype=np.int32), from_front=True)
 
 
 class Canvas:
@@ -140,7 +145,7 @@ class Canvas:
         return {
             "input_ids": ids.reshape(shape),
             "token_kind": marks[KIND].reshape(shape),
-            "position_ids": np.concatenate([counting[:n] for n in lengths]).reshape(shape),
+            "position_ids": np.concatenate([counting[n] for n in lengths]).reshape(shape),
             "labels": labels.reshape(shape),
             "label_head": marks[HEAD].reshape(shape),
             "label_task": marks[TASK].reshape(shape),
