@@ -102,7 +102,7 @@ class Hole:
     row: int
     """Row number of the plan."""
     step: int
-    """Step the row belongs to."""
+    """Step the row belongs to, counted from 1 as in logs."""
     reason: str
     """As in `errors.BrokenSample`."""
     message: str

@@ -76,7 +76,7 @@ class RowBuilder:
             offset=error.offset,
             uid=error.uid,
             row=row,
-            step=row // plan.global_batch_size,
+            step=row // plan.global_batch_size + 1,
             reason=error.reason,
             message=str(error),
         )

@@ -69,7 +69,7 @@ def test_a_broken_sample_becomes_a_hole_and_moves_nothing(tmp_path, source_name,
     for row_no, expected in enumerate(whole):
         row, planned = dataset[row_no], data.plan.row(row_no)
         holes = [at for at, d in enumerate(planned) if (d.source_no, d.sample_no) == (number, BROKEN)]
-        assert [(hole.row, hole.step, hole.reason) for hole in row.holes] == [(row_no, row_no // 8, reason)] * len(
+        assert [(hole.row, hole.step, hole.reason) for hole in row.holes] == [(row_no, row_no // 8 + 1, reason)] * len(
             holes
         )
         is_hole = np.zeros(len(row.input_ids), bool)
