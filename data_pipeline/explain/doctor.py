@@ -16,6 +16,7 @@ from data_pipeline.explain.findings import EXPLANATIONS, Findings
 from data_pipeline.explain.grouping import SampleGrouper, UidTable
 from data_pipeline.explain.member_checks import CheckOptions, check_content, check_name, last_extension, split_name
 from data_pipeline.explain.tar_walk import Damage, Entry, walk_tar
+from data_pipeline.manifest import MANIFEST_NAME
 from data_pipeline.npy import array_of
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -97,7 +98,7 @@ def _examine_shard(path: Path, size: int, options: CheckOptions, findings: Findi
         if compression:
             findings.add("compressed", shard, "", 0, f"{compression}; its members were not looked at")
             return 0, 0
-        uids.begin_shard(shard)
+        uids.begin_shard(shard, _scope(path))
         grouper = SampleGrouper(shard, findings, uids)
         num_members, is_damaged = 0, False
         for item in walk_tar(stream, size):
@@ -113,6 +114,12 @@ def _examine_shard(path: Path, size: int, options: CheckOptions, findings: Findi
             findings.add("empty_tar", shard, "", 0, "end-of-archive blocks and nothing else")
         grouper.finish()
     return num_members, grouper.num_samples
+
+
+def _scope(shard: Path) -> str:
+    """Within what uids must differ: a prepared source, else all tars given (two sources may show the same images)."""
+    roots = [folder for folder in (shard.parent, shard.parent.parent) if (folder / MANIFEST_NAME).is_file()]
+    return str(roots[0]) if roots else ""
 
 
 def _examine_member(

@@ -48,6 +48,7 @@ class UidTable:
         self._hashes: list[np.ndarray] = []
         self._places: list[np.ndarray] = []
         self._size = 0
+        self._scope = ""
         self._pending: list[tuple[int, int, bool]] = []
 
     @property
@@ -55,16 +56,17 @@ class UidTable:
         """Whether samples were left out of the comparison."""
         return self._size >= MAX_UIDS
 
-    def begin_shard(self, shard: str) -> None:
-        """Samples that follow are of this shard."""
+    def begin_shard(self, shard: str, scope: str = "") -> None:
+        """Samples that follow are of this shard; they are compared with those of the same scope."""
         self.end_shard()
+        self._scope = scope
         self._shards.append(shard)
 
     def add(self, identity: str, at: int, is_key: bool = False) -> None:
         """Adds a sample by its uid or, where it has none, by its key."""
         if self._size < MAX_UIDS:
             self._size += 1
-            self._pending.append((hash_of(f"key {identity}" if is_key else identity), at, is_key))
+            self._pending.append((hash_of(f"{self._scope} {'key' if is_key else ''} {identity}"), at, is_key))
 
     def end_shard(self) -> None:
         """Packs what was added."""

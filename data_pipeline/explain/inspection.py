@@ -181,7 +181,7 @@ def _more_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("", "per sample: " + ", ".join(f"{n} in {count:,}" for n, count in images["per_sample"].items()))]
     if "distinct" in images:
         captions = ", ".join(f"{n} of {count:,}" for n, count in images["captions_per_image"].items())
-        crops = f"{images['crops_per_image']} crops each"
+        crops = f"crops of each: {images['crops_per_image']}"
         rows.append(("", f"{images['distinct']:,} distinct, captions: {captions}; {crops}"))
     rows.append(("repeated uids", f"{found['duplicate_uids']:,}"))
     for name, column in found["meta"].items():

@@ -3,6 +3,7 @@
 import gc
 import io
 import pickle
+import shutil
 import tarfile
 import warnings
 from pathlib import Path
@@ -413,3 +414,13 @@ def test_every_kind_of_finding_is_explained():
 def test_no_tar_is_bad_input(tmp_path, given):
     with pytest.raises(UserError, match="give tars"):
         examine([tmp_path / given])
+
+
+def test_two_sources_may_show_the_same_images(tmp_path):
+    """Ids and pictures of one image are joined by uid; within one source a uid stands for one sample."""
+    shards = make_shards(tmp_path)
+    first = Path(shards.spec.sources["text"].path)
+    twin = shutil.copytree(first, tmp_path / "twin")
+    assert not examine([first, twin]).findings.num_harmful
+    shutil.copy(first / "shards" / "000000.tar", first / "shards" / "copy.tar")
+    assert examine([first]).findings.counts["duplicate_uid"] == 30
