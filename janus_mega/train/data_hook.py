@@ -1,61 +1,96 @@
-"""What was trained when: the hash of every global batch, in the run's log.
+"""What was trained when: the hash of every global batch in the run's log, and the samples that were broken.
 
 Each rank digests the rows it was given as it goes; the ranks put them together only when metrics are due, so a step
 waits for nobody. `janus-mega data replay` finds the same hash on any machine from the plan alone.
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from data_pipeline.errors import UserError
+from data_pipeline.schema import Hole
 from data_pipeline.stream.assemble import combine_digests
+from data_pipeline.stream.quarantine import Quarantine
 from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.train.loop import StepEvent
 from janus_mega.train.order import DataOrder
 
 BATCHES_FILE = "batches.jsonl"
 """In the run directory: {"step": completed steps, "batch_hash": sha256 over the rows trained in the last of them}."""
-_DIGEST_BYTES = 32
 
 
 class DataHook:
-    """Writes the hash of every global batch, some steps at a time."""
+    """Records batches and broken samples, some steps at a time; stops the run when too many are broken."""
 
     def __init__(self, order: DataOrder, groups: ProcessGroups, run_dir: Path, log_every: int) -> None:
         self._order = order
         self._groups = groups
         self._path = run_dir / BATCHES_FILE
         self._log_every = log_every
+        self._quarantine = Quarantine(run_dir, order.max_broken_samples) if groups.layout.rank == 0 else None
+        self._forget()
+
+    def _forget(self) -> None:
         self._steps: list[int] = []
-        self._digests: list[list[bytes]] = []
+        self._digests: list[list[str]] = []
+        self._holes: list[dict[str, Any]] = []
 
     def after_step(self, event: StepEvent) -> None:
-        """Digests the rows of this rank; writes when due. Collective over: dp (when due)."""
+        """Digests the rows of this rank; writes when due.
+
+        Raises:
+            UserError: more samples are broken than the run may have.
+            Collective over: world (when due).
+        """
         digests = self._order.row_digests(event.batches)
-        if not digests:
-            return
-        self._steps.append(event.step)
-        self._digests.append(digests)
+        if digests:
+            self._steps.append(event.step)
+            self._digests.append([digest.hex() for digest in digests])
+        self._holes += [asdict(hole) for hole in self._order.holes()]
         if event.step % self._log_every == 0:
             self._write()
 
     def at_end(self, step: int) -> None:
-        """Writes what is left. Collective over: dp."""
-        if self._steps:
-            self._write()
+        """Writes what is left. Collective over: world."""
+        self._write()
 
     def _write(self) -> None:
-        """Gathers the digests of all ranks, [steps, rows per rank, 32] each."""
-        content = bytearray(b"".join(digest for step in self._digests for digest in step))
-        own = torch.frombuffer(content, dtype=torch.uint8).to(self._groups.device)
-        gathered = [torch.empty_like(own) for _ in range(self._groups.layout.dp_size)]
-        dist.all_gather(gathered, own, group=self._groups.dp)
-        if self._groups.layout.rank == 0:
-            ranks = [rank.cpu().numpy().reshape(len(self._steps), -1, _DIGEST_BYTES) for rank in gathered]
+        told = gather_bytes(json.dumps([self._digests, self._holes]).encode(), self._groups)
+        ranks = [json.loads(content) for content in told]
+        if self._groups.layout.rank == 0 and self._steps:
             with self._path.open("a", encoding="utf-8") as stream:
                 for at, step in enumerate(self._steps):
-                    rows = [row.tobytes() for rank in ranks for row in rank[at]]
+                    rows = [bytes.fromhex(digest) for digests, _ in ranks for digest in digests[at]]
                     stream.write(json.dumps({"step": step, "batch_hash": combine_digests(rows)}) + "\n")
-        self._steps, self._digests = [], []
+        self._forget()
+        self._stop_if_exceeded([Hole(**fields) for _, holes in ranks for fields in holes])
+
+    def _stop_if_exceeded(self, holes: list[Hole]) -> None:
+        """Rank 0 keeps the record, so it decides; all ranks stop together."""
+        message = None
+        if self._quarantine is not None:
+            self._quarantine.add(holes)
+            message = self._quarantine.exceeded()
+        stops = torch.tensor(int(message is not None), device=self._groups.device)
+        dist.broadcast(stops, src=0)
+        if stops.item():
+            raise UserError(message or "rank 0 stopped the run: too many broken samples, see its message")
+
+
+def gather_bytes(content: bytes, groups: ProcessGroups) -> list[bytes]:
+    """What every dp rank gives, by rank; nothing is pickled. Collective over: dp."""
+    size = torch.tensor([len(content)], device=groups.device)
+    sizes = [torch.empty_like(size) for _ in range(groups.layout.dp_size)]
+    dist.all_gather(sizes, size, group=groups.dp)
+    longest = max(int(other) for other in sizes)
+    own = torch.zeros(longest, dtype=torch.uint8)
+    own[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    own = own.to(groups.device)
+    gathered = [torch.empty_like(own) for _ in sizes]
+    dist.all_gather(gathered, own, group=groups.dp)
+    return [part[: int(other)].cpu().numpy().tobytes() for part, other in zip(gathered, sizes, strict=True)]

@@ -79,10 +79,11 @@ class MetricsHook:
 class CheckpointHook:
     """Saves every few steps and at the end; never twice at the same step."""
 
-    def __init__(self, save: Callable[[int], object], save_every: int) -> None:
+    def __init__(self, save: Callable[[int], object], save_every: int, saved_step: int = -1) -> None:
+        """`saved_step` is the step of the checkpoint that the run continues from, -1 if from none."""
         self._save = save
         self._save_every = save_every
-        self._saved_step = -1
+        self._saved_step = saved_step
 
     def after_step(self, event: StepEvent) -> None:
         """Saves when due. Collective over: world (when due)."""

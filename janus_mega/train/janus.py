@@ -10,8 +10,8 @@ from torch import Tensor
 
 from data_pipeline.errors import UserError
 from data_pipeline.plan.open import OpenData, open_data
+from data_pipeline.plan.supply import check_supply
 from data_pipeline.schema import TokenKind
-from data_pipeline.stream.loader import build_loader
 from data_pipeline.text.load import load_text_tokenizer
 from janus_mega.checkpoint.trained import companion_files
 from janus_mega.config import derive
@@ -40,10 +40,10 @@ class JanusWorkload:
     task_names = TASKS
 
     def __init__(self, config: RunConfig) -> None:
-        """Opens tokenizer and sources and compiles the plan; reads no sample.
+        """Opens tokenizer and sources and plans; reads no sample.
 
         Raises:
-            UserError: a source is missing, damaged or does not fit the tokenizers, the model or the mixture.
+            UserError: a source is missing, damaged, too small, or fits neither tokenizers, model nor mixture.
         """
         self.config = config
         self.task_weights: Mapping[str, float] = config.loss.task_weights
@@ -57,7 +57,8 @@ class JanusWorkload:
             )
         self._tokenizer_path = tokenizer.path
         self.data: OpenData = open_data(config.data, tokenizer, global_batch_size=config.stage.global_batch_size)
-        self.order = PlannedOrder(self.data.plan)
+        self.order = PlannedOrder(self.data)
+        check_supply(self.data.plan, derive.last_step(config.stage))
         self._check_image_tokenizer()
 
     def _check_image_tokenizer(self) -> None:
@@ -89,15 +90,12 @@ class JanusWorkload:
 
     def batches(self, dp_rank: int, dp_size: int, first_step: int, last_step: int) -> Iterator[list[dict[str, Tensor]]]:
         """This dp rank's micro-batches."""
-        return iter(
-            build_loader(
-                self.data,
-                micro_batch_size=self.config.parallel.micro_batch_size,
-                dp_rank=dp_rank,
-                dp_size=dp_size,
-                first_step=first_step,
-                num_steps=last_step - first_step,
-            )
+        return self.order.load(
+            micro_batch_size=self.config.parallel.micro_batch_size,
+            dp_rank=dp_rank,
+            dp_size=dp_size,
+            first_step=first_step,
+            last_step=last_step,
         )
 
     def place(self, batch: dict[str, Tensor], groups: ProcessGroups) -> PlacedBatch:

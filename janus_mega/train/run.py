@@ -39,6 +39,8 @@ _BACKENDS: dict[Backend, type[DeepSpeedEngine] | type[MegatronEngine]] = {
     Backend.megatron: MegatronEngine,
 }
 
+_DIFFERENCES_TOLD = 4
+
 CHECKPOINTS_DIR = "checkpoints"
 """Folder of a run directory that holds its checkpoints."""
 
@@ -62,6 +64,8 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
     if reader:
         restore_moments(engine, shards, first_step, reader.read_box)
         workload.order.restore(reader.read_state().data_cursor)
+    if layout.rank == 0:
+        workload.order.keep(recipe.run_dir)
 
     def save(step: int) -> Path:
         state = TrainState(
@@ -92,7 +96,7 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
         hooks: list[Hook] = [
             MetricsHook(workload, groups, sinks, progress, recipe.logging.log_every),
             DataHook(workload.order, groups, recipe.run_dir, recipe.logging.log_every),
-            CheckpointHook(save, recipe.checkpoint.save_every),
+            CheckpointHook(save, recipe.checkpoint.save_every, saved_step=first_step if reader else -1),
         ]
         train(engine, workload, recipe, groups, hooks, first_step)
     final = find_latest(root)
@@ -136,10 +140,16 @@ def _check_resume(reader: CheckpointReader, workload: Workload, recipe: Recipe) 
     if state.plan_digest != workload.order.digest:
         raise UserError(
             f"{recipe.run_dir}: its checkpoint at step {state.step} was trained under data plan "
-            f"{state.plan_digest[:12]}, the configuration now gives {workload.order.digest[:12]}; "
-            "restore the sources, ratios, seed and batch size, or choose another run_dir"
+            f"{state.plan_digest[:12]}, the configuration now gives {workload.order.digest[:12]}: "
+            f"{_what_differs(workload, recipe)}; restore what differs, or choose another run_dir"
         )
     return state.step
+
+
+def _what_differs(workload: Workload, recipe: Recipe) -> str:
+    differences = workload.order.differences(recipe.run_dir)
+    more = f" and {len(differences) - _DIFFERENCES_TOLD} more" if len(differences) > _DIFFERENCES_TOLD else ""
+    return ", ".join(differences[:_DIFFERENCES_TOLD]) + more if differences else "sources, ratios, seed or batch size"
 
 
 def _check_shapes(reader: CheckpointReader, shards: Iterable[ShardedParameter]) -> None:
