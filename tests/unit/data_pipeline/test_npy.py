@@ -38,16 +38,15 @@ def test_sizes_objects_and_records_are_refused(tmp_path):
         parse_npy_header(npy(np.zeros(2, [("a", "<u4"), ("b", "<u8")])))
 
 
-def test_every_damaged_header_is_read_or_refused(tmp_path):
+def test_every_damaged_header_is_read_or_refused():
     whole = npy(np.arange(12, dtype="<u8").reshape(4, 3))
     random = np.random.default_rng(0)
     for _ in range(3000):
         content = bytearray(whole)
         for place in random.integers(0, 128, random.integers(1, 4)):
             content[place] = int(random.integers(0, 256))
-        (tmp_path / "a.npy").write_bytes(content)
         try:
-            array = open_npy(tmp_path / "a.npy")
+            array = array_of(bytes(content))
         except ValueError:
             continue
         assert array.nbytes == 96
