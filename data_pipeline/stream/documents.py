@@ -15,6 +15,7 @@ from data_pipeline.schema import Document, TaskId
 from data_pipeline.stream.assemble import cut_document
 from data_pipeline.stream.choices import Choices
 from data_pipeline.stream.read import SampleReader
+from data_pipeline.stream.shard_files import open_limit
 
 _DOCUMENT_OVERHEAD_BYTES = 1500
 """Python objects and array headers of one document in the cache."""
@@ -28,6 +29,8 @@ class DocumentReader:
         self.choices = Choices(data.spec)
         self.readers = [SampleReader(source, data.spec.geometry, data.builder.tokenizer) for source in data.sources]
         """One per source of the plan."""
+        for reader in self.readers:
+            reader.files.limit = open_limit(len(self.readers))
         self.tasks = [TaskId[source.task.name] for source in data.plan.sources]
         self.cache: dict[tuple[int, int], Document] = {}
         self._cached_sources = _small_sources(data)

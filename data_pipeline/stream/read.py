@@ -1,7 +1,7 @@
 """Random access to the samples of a source: one or two reads at known offsets, checked, decoded.
 
-Stateless: a reader pickles as its source and geometry and opens shards when they are needed, so any worker process
-reads any sample. Every read is checked against the crc32 of the index; nothing damaged is passed on. This is the plain
+Stateless: a reader pickles without its open shards and opens them when they are needed, so any worker process reads any
+sample. Every read is checked against the crc32 of the index; nothing damaged is passed on. This is the plain
 way, one `Sample` at a time; training rows of text and drawings take the short one (`row_builder`).
 """
 
@@ -34,9 +34,6 @@ class SampleReader:
         self.geometry = geometry
         self.files = ShardFiles(source)
         self._token_dtype = np.dtype(source.manifest.token_dtype)
-
-    def __reduce__(self) -> tuple[type["SampleReader"], tuple[Source, ImageGeometry, TextTokenizer | None]]:
-        return SampleReader, (self.source, self.geometry, self.tokenizer)
 
     def close(self) -> None:
         """Closes the shards that are open; reading opens them again."""

@@ -5,23 +5,33 @@ a map would end the process with SIGBUS; and bytes that are not in the cache of 
 """
 
 import os
+import resource
 
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import Source
 
-MAX_OPEN_SHARDS = 64
-"""Tars of one source that a process keeps open."""
+_MAX_OPEN = 4096
+"""Tars that a process keeps open, where the system allows as many."""
+
+
+def open_limit(num_sources: int) -> int:
+    """Tars of one of so many sources that may stay open: together at most half of what the system allows."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    together = _MAX_OPEN if allowed == resource.RLIM_INFINITY else min(_MAX_OPEN, allowed // 2)
+    return max(together // num_sources, 8)
 
 
 class ShardFiles:
     """Opens the shards of a source when they are read and closes the oldest when there are many."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, limit: int = 64) -> None:
         self.source = source
+        self.limit = limit
+        """How many stay open."""
         self._files: dict[int, int] = {}
 
-    def __reduce__(self) -> tuple[type["ShardFiles"], tuple[Source]]:
-        return ShardFiles, (self.source,)
+    def __reduce__(self) -> tuple[type["ShardFiles"], tuple[Source, int]]:
+        return ShardFiles, (self.source, self.limit)
 
     def __del__(self) -> None:
         self.close()
@@ -51,8 +61,9 @@ class ShardFiles:
         """
         wanted = set(shards)
         new = wanted - self._files.keys()
-        if len(self._files) + len(new) > MAX_OPEN_SHARDS:
-            for shard in [shard for shard in self._files if shard not in wanted][: len(new)]:
+        too_many = len(self._files) + len(new) - self.limit
+        if too_many > 0:
+            for shard in [shard for shard in self._files if shard not in wanted][:too_many]:
                 os.close(self._files.pop(shard))
         for shard in new:
             self._files[shard] = self._opened(shard)
