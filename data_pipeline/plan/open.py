@@ -37,8 +37,21 @@ def open_data(spec: DataSpec, tokenizer: TextTokenizer, *, global_batch_size: in
     """Opens the sources that ever have weight and compiles the plan over them. Reads no sample.
 
     Raises:
+        UserError: As `open_sources`, or a document does not fit into a row.
+    """
+    builder, opened, plan_sources = open_sources(spec, tokenizer)
+    plan = compile_plan(spec, plan_sources, global_batch_size=global_batch_size)
+    return OpenData(spec, plan, tuple(opened[source.name] for source in plan.sources), builder)
+
+
+def open_sources(
+    spec: DataSpec, tokenizer: TextTokenizer
+) -> tuple[DialogueBuilder, dict[str, Source], list[PlanSource]]:
+    """Opens the sources that ever have weight: what builds documents, the sources by name, and as the plan sees them.
+
+    Raises:
         UserError: A source is missing, damaged or empty, was prepared for another tokenizer, template or geometry,
-            cannot feed its task, holds a document that does not fit into a row, or lacks a mask that is named.
+            cannot feed its task, or lacks a mask that is named.
     """
     builder = DialogueBuilder(tokenizer, spec.template, spec.geometry)
     opened: dict[str, Source] = {}
@@ -48,8 +61,7 @@ def open_data(spec: DataSpec, tokenizer: TextTokenizer, *, global_batch_size: in
             continue
         source = opened[name] = open_source(source_spec.path)
         plan_sources.append(_plan_source(name, source_spec, source, builder))
-    plan = compile_plan(spec, plan_sources, global_batch_size=global_batch_size)
-    return OpenData(spec, plan, tuple(opened[source.name] for source in plan.sources), builder)
+    return builder, opened, plan_sources
 
 
 def _plan_source(name: str, spec: SourceSpec, source: Source, builder: DialogueBuilder) -> PlanSource:

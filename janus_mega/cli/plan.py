@@ -9,8 +9,10 @@ import typer
 from data_pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    from data_pipeline.plan.advise import SeqLenAdvice
     from data_pipeline.plan.report import PlanReport, SourceReport
     from janus_mega.cli.run_data import RunData
+    from janus_mega.config.schema import RunConfig
 
 DIFFERENT_CODE = 1
 """Exit code of `data plan diff` where the plans differ, as `diff` has it."""
@@ -86,14 +88,21 @@ def _report(file: str, overrides: Sequence[str], steps: int, world_size: int, as
 
 def _opened(file: str, overrides: Sequence[str], world_size: int) -> "RunData":
     """The data of a run whose configuration breaks no rule; rules come first, they name everything at once."""
-    from janus_mega.cli.run_data import CONFIG_FILE, open_run_data
-    from janus_mega.config.load import load_config
-    from janus_mega.config.schema import RunConfig
+    from janus_mega.cli.run_data import open_run_data
     from janus_mega.config.validate import validate_run
 
-    config = Path(file) / CONFIG_FILE
-    validate_run(load_config(RunConfig, config if config.is_file() else file, overrides).config, world_size)
+    validate_run(_config(file, overrides), world_size)
     return open_run_data(file, overrides, step=0)
+
+
+def _config(file: str, overrides: Sequence[str]) -> "RunConfig":
+    """The configuration of a YAML or of a run directory."""
+    from janus_mega.cli.run_data import CONFIG_FILE
+    from janus_mega.config.load import load_config
+    from janus_mega.config.schema import RunConfig
+
+    path = Path(file) / CONFIG_FILE
+    return load_config(RunConfig, path if path.is_file() else file, overrides).config
 
 
 def _diff(plans: Sequence[str], as_json: bool) -> None:
@@ -130,7 +139,40 @@ def _identity_of(name: str) -> dict[str, Any]:
 
 
 def _advise(file: str, overrides: Sequence[str], as_json: bool) -> None:
-    raise NotImplementedError
+    """Opens the sources alone: the length asked for may be one that no plan exists for."""
+    import dataclasses
+    import json
+
+    from data_pipeline.plan.advise import advise_seq_len
+    from data_pipeline.plan.open import open_sources
+    from data_pipeline.text.load import load_text_tokenizer
+    from janus_mega.observe.progress import Progress
+
+    config = _config(file, overrides)
+    _, _, sources = open_sources(config.data, load_text_tokenizer(config.data.text_tokenizer))
+    with Progress("row lengths", 0) as progress:
+        advice = advise_seq_len(config.data, sources, config.stage.global_batch_size, progress=progress.reach)
+    for line in [json.dumps(dataclasses.asdict(advice), indent=2)] if as_json else advice_lines(advice):
+        print(line)
+
+
+def advice_lines(advice: "SeqLenAdvice") -> Iterator[str]:
+    """Yields the length asked for, the advised one, and every other that pads less than all shorter ones."""
+    yield f"seq_len {advice.advised} is advised, {advice.asked} is asked for"
+    yield _row("longest uncut document", f"{advice.shortest:,} tokens")
+    yield ""
+    yield f"{'seq_len':>10} {'padding':>9} {'documents':>10} {'images':>7}"
+    least = 1.0
+    for row in advice.rows:
+        if row.padding_fraction < least or row.seq_len in (advice.asked, advice.advised):
+            mark = (
+                "  advised" if row.seq_len == advice.advised else "  asked for" if row.seq_len == advice.asked else ""
+            )
+            yield (
+                f"{row.seq_len:>10} {row.padding_fraction:>9.3%} {row.documents_per_row:>10.2f} "
+                f"{row.images_per_row:>7.2f}{mark}"
+            )
+        least = min(least, row.padding_fraction)
 
 
 def report_lines(report: "PlanReport") -> Iterator[str]:

@@ -103,6 +103,21 @@ def test_broken_rules_come_before_opening(run):
     assert "2 rules are broken" in err
 
 
+def test_row_lengths_are_advised(run):
+    code, out, _ = run("--advise-seq-len")
+    assert code == 0
+    assert "256 is asked for" in out
+    assert "advised" in out
+    code, out, _ = run("--advise-seq-len", "--json")
+    advice = json.loads(out)
+    assert advice["asked"] == 256
+    assert advice["advised"] in [row["seq_len"] for row in advice["rows"]]
+    # Asked for a length that questions do not fit into, it says which do.
+    code, out, _ = run("--advise-seq-len", "data.seq_len=65")
+    assert code == 0
+    assert "longest uncut document   6" in out
+
+
 def test_differences(run, diff, overrides, tmp_path, shards):
     plans = {"same": {}, "other": {"seed": 5}}
     for name, changes in plans.items():
