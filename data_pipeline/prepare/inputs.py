@@ -1,7 +1,8 @@
 """What raw files looked like when shards were begun: name, size and a fingerprint of each.
 
 Places do not count, so a directory may be moved between two calls. The fingerprint is the sha256 of a file's first and
-last bytes: a MiB each, less for very many files, so that a restart never reads more than a GiB before it works.
+last bytes: a MiB each, less where there are hundreds of files, so that a restart never reads more than a GiB before it
+works. Of tens of thousands of files (folders of pictures) name and size must do.
 """
 
 import hashlib
@@ -16,6 +17,8 @@ EDGE_BYTES = 1 << 20
 """What is read at either end of a file at most."""
 MAX_READ_BYTES = 1 << 30
 """What all fingerprints together may read."""
+MAX_OPENED = 10_000
+"""More files than these are not opened."""
 MAX_LISTED = 1_000
 """Files that a manifest lists one by one; more are summarised."""
 
@@ -29,12 +32,14 @@ def describe_inputs(files: Sequence[Path]) -> list[InputEntry]:
     Raises:
         UserError: A file cannot be read.
     """
-    edge_bytes = min(EDGE_BYTES, MAX_READ_BYTES // (2 * max(len(files), 1)))
+    edge_bytes = min(EDGE_BYTES, MAX_READ_BYTES // (2 * max(len(files), 1))) if len(files) <= MAX_OPENED else 0
     return [_describe(path, edge_bytes) for path in files]
 
 
 def _describe(path: Path, edge_bytes: int) -> InputEntry:
     try:
+        if not edge_bytes:
+            return path.name, path.stat().st_size, ""
         with path.open("rb", buffering=0) as stream:
             size = os.fstat(stream.fileno()).st_size
             digest = hashlib.sha256(stream.read(min(size, edge_bytes)))

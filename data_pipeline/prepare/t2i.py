@@ -111,7 +111,7 @@ class _T2iPreparer(Preparer):
             image_tokenizer=self._entry,
             record_size=options.record_size,
         )
-        self.lookahead = 2 * options.encode_batch_size
+        self.lookahead = max(1, 2 * options.encode_batch_size // options.crops)
         threads = len(os.sched_getaffinity(0)) // options.workers
         self._loading: Ahead[_Loaded] = Ahead(max(1, min(threads, MAX_THREADS)))
         self._encoder = PictureEncoder(image_tokenizer, options.encode_batch_size)

@@ -45,6 +45,15 @@ def test_very_many_files_are_summarised_and_still_compared(tmp_path, monkeypatch
         check_inputs(then, now, tmp_path)
 
 
+def test_of_too_many_files_name_and_size_must_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "MAX_OPENED", 2)
+    paths = [tmp_path / name for name in "abc"]
+    for path in paths:
+        path.write_text("x")
+    assert describe_inputs(paths) == [(name, 1, "") for name in "abc"]
+    assert all(fingerprint for _, _, fingerprint in describe_inputs(paths[:2]))
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(UserError, match=r"gone\.jsonl: cannot be read"):
         describe_inputs([tmp_path / "gone.jsonl"])
