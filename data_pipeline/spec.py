@@ -152,7 +152,7 @@ class DataSpec:
     """Rows planned at a time: mixture and packing are exact within a window. More rows leave less padding; epochs of a
     source that ends inside a window mix there, so a window should hold less than an epoch of what is small."""
     cache_mib: int = 256
-    """Memory per loader process for decoded documents of sources small enough to be held whole, MiB; 0 reads every
-    sample anew. Never changes what is read."""
+    """Memory per loader process for decoded documents of sources with pictures that are small enough to be held whole,
+    MiB; 0 reads every sample anew. Never changes what is read."""
     max_broken_samples: int = 100
     """Damaged samples of a run, over all ranks, that become masked holes before it stops; 0 stops at the first."""
