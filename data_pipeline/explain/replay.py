@@ -95,28 +95,30 @@ def logged_hashes(path: Path, step: int) -> list[str]:
     return hashes
 
 
-def why_different(replay: Replay, logged: Sequence[str], plan_digest: str, trained_digest: str) -> str:
+def why_different(replay: Replay, logged: str, differences: Sequence[str] = (), run_holes: Sequence[Hole] = ()) -> str:
     """One line on a hash that differs: the most likely reason that can be told from here.
 
     Args:
         replay: What was made here.
-        logged: What the run logged.
-        plan_digest: Digest of the plan here.
-        trained_digest: Digest that the run's checkpoints name, or nothing.
+        logged: The hash that the run logged.
+        differences: Between the plan here and the run's, one line each (`plan.difference`).
+        run_holes: Broken samples that the run met.
     """
-    begin = f"step {replay.step}: batch {replay.batch_hash[:16]} here, {logged[-1][:16]} in the run's log"
-    if trained_digest and trained_digest != plan_digest:
-        return (
-            f"{begin}: the data plan is another one (digest {plan_digest[:16]} here, {trained_digest[:16]} in the "
-            "checkpoint): a source, mask, ratio, seed or batch size has changed"
-        )
-    if replay.holes:
-        hole = replay.holes[0]
-        others = f" and {len(replay.holes) - 1} more" if len(replay.holes) > 1 else ""
-        return (
-            f"{begin}: broken here: {hole.source} sample {hole.uid} ({hole.reason}) in row {hole.row}, byte "
-            f"{hole.offset} of {hole.shard}{others}"
-        )
+    begin = f"step {replay.step}: batch {replay.batch_hash[:16]} here, {logged[:16]} in the run's log"
+    if differences:
+        others = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        return f"{begin}: the data plan is another one: {differences[0]}{others}"
+    rows = range((replay.step - 1) * replay.num_rows, replay.step * replay.num_rows)
+    then = {(hole.source, hole.uid): hole for hole in run_holes if hole.row in rows}
+    now = {(hole.source, hole.uid): hole for hole in replay.holes}
+    for keys, what in ((now.keys() - then.keys(), "broken here"), (then.keys() - now.keys(), "broken in the run")):
+        if keys:
+            hole = (now | then)[min(keys)]
+            others = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            return (
+                f"{begin}: {what}, not there: {hole.source} sample {hole.uid} ({hole.reason}) in row {hole.row}, byte "
+                f"{hole.offset} of {hole.shard}{others}"
+            )
     return (
         f"{begin}: plan and all samples are the run's, so the rows were built by another version of the code, or "
         "pictures decode differently with the libraries here"

@@ -93,7 +93,7 @@ def replay(
     for hole in found.holes:
         print(f"  hole in row {hole.row}: {hole.message}")
     if logged and logged[-1] != found.batch_hash:
-        print(why_different(found, logged, run.data.plan.digest, run.trained_digest))
+        print(why_different(found, logged[-1], run.differences(), run.holes()))
         raise typer.Exit(DIFFERENT_CODE)
     if logged:
         print(f"  equal to {'the hash expected' if expect else 'the batch that was trained'}")

@@ -11,6 +11,7 @@ from janus_mega.config.schema import RunConfig
 if TYPE_CHECKING:
     from data_pipeline.explain.blame import Layout
     from data_pipeline.plan.open import OpenData
+    from data_pipeline.schema import Hole
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS_DIR = "checkpoints"
@@ -26,6 +27,25 @@ class RunData:
     """Where the run wrote, if a run directory was given."""
     trained_digest: str
     """Plan digest that the checkpoints of the run name; empty where there is none."""
+
+    def differences(self) -> list[str]:
+        """What the plan here and the plan of the run have different; empty where nothing is, or nothing is known."""
+        from data_pipeline.plan.difference import IDENTITY_FILE, difference, load_identity
+
+        ours = self.data.plan
+        if self.run_dir and (self.run_dir / IDENTITY_FILE).is_file():
+            return difference(ours.identity, load_identity(self.run_dir), ("here", "in the run"))
+        if self.trained_digest and self.trained_digest != ours.digest:
+            return [f"digest {ours.digest[:16]} here, {self.trained_digest[:16]} in its checkpoints"]
+        return []
+
+    def holes(self) -> "list[Hole]":
+        """Broken samples that the run met."""
+        from data_pipeline.stream.quarantine import QUARANTINE_FILE, read_quarantine
+
+        if self.run_dir is None or not (self.run_dir / QUARANTINE_FILE).is_file():
+            return []
+        return read_quarantine(self.run_dir)
 
     def layout(self, world_size: int) -> "Layout":
         """How rows are dealt to this many ranks.

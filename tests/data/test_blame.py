@@ -11,6 +11,7 @@ import pytest
 from data_pipeline.errors import UserError
 from data_pipeline.explain.blame import Layout, blame_step, find_uses, samples_of
 from data_pipeline.explain.replay import logged_hashes, replay_step, why_different
+from data_pipeline.plan.difference import difference
 from data_pipeline.stream.dataset import RowDataset
 from data_pipeline.uid import uid_words
 from tests.support.shards import make_shards
@@ -132,14 +133,19 @@ def test_a_broken_sample_changes_the_hash_and_is_named(tmp_path):
         tar.write(bytes([byte ^ 1]))
     after = replay_step(shards.open(), 1)
     assert after.batch_hash != before.batch_hash and after.holes
-    why = why_different(after, [before.batch_hash], data.plan.digest, data.plan.digest)
-    assert f"broken here: questions sample {document.uid} (checksum)" in why and "\n" not in why
+    why = why_different(after, before.batch_hash)
+    assert "broken here, not there: questions sample " in why and "(checksum)" in why and "\n" not in why
+    assert any(hole.uid == document.uid for hole in after.holes)
+    assert "another version of the code" in why_different(after, before.batch_hash, run_holes=after.holes)
+    assert "broken in the run, not there" in why_different(before, after.batch_hash, run_holes=after.holes)
 
 
 def test_another_plan_is_the_reason_that_is_told_first(shards):
     replay = replay_step(shards.open(), 1)
-    assert "the data plan is another one" in why_different(replay, ["ab"], "1" * 64, "2" * 64)
-    assert "another version of the code" in why_different(replay, ["ab"], "1" * 64, "1" * 64)
+    lines = difference(shards.open(seed=1).plan.identity, shards.open().plan.identity, ("here", "in the run"))
+    why = why_different(replay, "ab", lines)
+    assert "the data plan is another one: seed" in why and "\n" not in why
+    assert "another version of the code" in why_different(replay, "ab")
 
 
 def test_the_log_of_a_run_that_was_resumed_and_killed(tmp_path):
