@@ -17,7 +17,8 @@ _SPARE = 3000
 """Bins to begin with: the volume and one in this many."""
 _MAX_ROUNDS = 176
 _LOOK_BACK = 16
-"""Every so many rounds bins are added, unless the excess has halved."""
+_FALL = 60
+"""Every so many rounds bins are added, unless the excess has fallen to this percentage."""
 _ADDED = 3000
 """The n-th time n bins in this many are added, and as many as the excess would fill."""
 _SLIGHT = 256
@@ -36,7 +37,7 @@ _SLOTS = 8
 """Documents of a bin looked at in a round; the next round looks at others."""
 _HAND_ON_FROM = 4
 """From this round on every other one hands excess on."""
-_TOLERANCES = (32, 32, 16)
+_TOLERANCES = (32, 16, 8)
 """By how many tokens excess may grow when handed on; one value for every 24 rounds, the last for all that follow."""
 _LAST_FEW = 16
 _LAST_TOLERANCE = 64
@@ -134,7 +135,7 @@ def _settle(bins: _Bins) -> None:
             return
         if round_no % _LOOK_BACK == 0:
             amount = int(bins.excess[over].sum())
-            if 0 < before < 2 * amount:
+            if before > 0 and 100 * amount > _FALL * before:
                 if len(over) <= _FEW:
                     return
                 times_added += 1
@@ -200,20 +201,28 @@ def _find(
     first, second = pairs
     scale = 1 << bins.capacity.bit_length()
     excess, room = bins.excess[first], -bins.excess[second]
-    # What is moved beyond the excess of the first bin, [pairs, slots, slots]; negative if excess remains.
-    moved = bins.length[first[:, None], slots[0]] - excess[:, None]
-    beyond = (moved[:, :, None] - bins.length[second[:, None], slots[1]][:, None, :]).reshape(len(first), -1)
-    cost = np.maximum(beyond - (room - excess)[:, None], 0)
+    # What is moved beyond the excess of the first bin, [pairs, slots x slots]; negative if excess remains.
+    offered = bins.length.take(first, axis=0).take(slots[0], axis=1) - excess[:, None]
+    asked = bins.length.take(second, axis=0).take(slots[1], axis=1)
+    beyond = (offered[:, :, None] - asked[:, None, :]).reshape(len(first), -1)
+    cost = beyond - (room - excess)[:, None]
+    np.maximum(cost, 0, out=cost)
     if tolerance is None:
         bound = excess * scale
-        cost -= np.minimum(beyond, 0)
+        left = np.minimum(beyond, 0)
+        cost -= left
+        beyond -= left
         cost *= scale
-        cost += np.maximum(beyond, 0)
+        cost += beyond
     else:
         bound = (excess + tolerance + 1) * scale
         cost *= scale
         cost += beyond
-        cost[beyond < 0] = np.iinfo(cost.dtype).max
+        # Masks are slow: a negative number shifted to its sign has all bits set.
+        bits = 8 * beyond.itemsize
+        beyond >>= bits - 1
+        beyond &= 1 << (bits - 2)
+        cost += beyond
     best = cost.argmin(axis=1)
     return bound - cost[np.arange(len(first)), best], best
 
