@@ -6,7 +6,7 @@ the tables of `grouping`.
 """
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from data_pipeline.npy import array_of
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _COMPRESSED_NAMES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MAX_UID_BYTES = 64 << 20
+_MEMBERS_PER_REPORT = 1000
 
 Progress = Callable[[int, int], None]
 """(bytes done, bytes in all)."""
@@ -54,11 +55,13 @@ def examine(
     findings, uids = Findings(options.limit), UidTable()
     sizes = [shard.stat().st_size for shard in shards]
     num_members = num_samples = done = 0
+    total = sum(sizes)
     for shard, size in zip(shards, sizes, strict=True):
-        members, samples = _examine_shard(shard, size, options, findings, uids)
-        num_members, num_samples, done = num_members + members, num_samples + samples, done + size
-        if progress:
-            progress(done, sum(sizes))
+        for members, samples, reached in _examine_shard(shard, size, options, findings, uids):
+            num_members, num_samples = num_members + members, num_samples + samples
+            if progress:
+                progress(done + reached, total)
+        done += size
     uids.report(findings)
     return DoctorReport(len(shards), num_members, num_samples, sum(sizes), findings, not uids.is_full)
 
@@ -86,8 +89,10 @@ def find_tars(paths: Iterable[str | Path]) -> list[Path]:
     return shards
 
 
-def _examine_shard(path: Path, size: int, options: CheckOptions, findings: Findings, uids: UidTable) -> tuple[int, int]:
-    """Returns (members, samples)."""
+def _examine_shard(
+    path: Path, size: int, options: CheckOptions, findings: Findings, uids: UidTable
+) -> Iterator[tuple[int, int, int]]:
+    """Yields (members, samples, bytes reached) of parts of a shard: members as they are counted, samples at its end."""
     shard = str(path)
     try:
         stream = path.open("rb")
@@ -97,7 +102,8 @@ def _examine_shard(path: Path, size: int, options: CheckOptions, findings: Findi
         compression = _compression(stream.read(8))
         if compression:
             findings.add("compressed", shard, "", 0, f"{compression}; its members were not looked at")
-            return 0, 0
+            yield 0, 0, size
+            return
         uids.begin_shard(shard, _scope(path))
         grouper = SampleGrouper(shard, findings, uids)
         num_members, is_damaged = 0, False
@@ -110,10 +116,12 @@ def _examine_shard(path: Path, size: int, options: CheckOptions, findings: Findi
                 continue
             num_members += 1
             _examine_member(item, stream, options, findings, (grouper, uids, shard))
+            if num_members % _MEMBERS_PER_REPORT == 0:
+                yield _MEMBERS_PER_REPORT, 0, item.end
         if not num_members and not is_damaged:
             findings.add("empty_tar", shard, "", 0, "end-of-archive blocks and nothing else")
         grouper.finish()
-    return num_members, grouper.num_samples
+        yield num_members % _MEMBERS_PER_REPORT, grouper.num_samples, size
 
 
 def _scope(shard: Path) -> str:

@@ -108,7 +108,7 @@ def _member(stream: io.BufferedIOBase, block: bytes, at: int, size: int) -> Gene
             header = _parse(block)
         except ValueError as error:
             found = _next_header(stream, at + 1, size)
-            yield Damage("damaged_header", at, name, f"{error}; {_resumed(at, found)}")
+            yield Damage("damaged_header", at, name, f"{error}; {_resumed(found)}")
             return found
         at += BLOCK
         if header.type not in b"LKxg":
@@ -117,7 +117,7 @@ def _member(stream: io.BufferedIOBase, block: bytes, at: int, size: int) -> Gene
         end = at + -(-header.size // BLOCK) * BLOCK
         if end > size:
             found = _next_header(stream, at, size)
-            yield Damage("truncated", first, header.name, f"the file ends inside a long name; {_resumed(at, found)}")
+            yield Damage("truncated", first, header.name, f"the file ends inside a long name; {_resumed(found)}")
             return found
         if header.type == ord("L"):
             name = _text(content)
@@ -142,7 +142,7 @@ def _member(stream: io.BufferedIOBase, block: bytes, at: int, size: int) -> Gene
     if at + content_size > size:
         found = _next_header(stream, at, size)
         there = f"the member says {content_size} bytes, {max(size - at, 0)} are left"
-        yield Damage("truncated", first, entry.name, f"{there}; {_resumed(at, found)}")
+        yield Damage("truncated", first, entry.name, f"{there}; {_resumed(found)}")
         return found
     yield entry
     return entry.end
@@ -285,8 +285,6 @@ def _read(stream: io.BufferedIOBase, at: int, size: int) -> bytes:
     return stream.read(size)
 
 
-def _resumed(at: int, found: int) -> str:
+def _resumed(found: int) -> str:
     """What is known of the bytes after a damage."""
-    if found < 0:
-        return "no member is found after it"
-    return f"the next member begins at byte {found}, {found - at} bytes on"
+    return f"the next member begins at byte {found}" if found >= 0 else "no member is found after it"

@@ -27,6 +27,7 @@ from data_pipeline.explain.verify import verify_source
 from data_pipeline.images import ImageError, decode_image
 from data_pipeline.manifest import open_source
 from data_pipeline.prepare.foreign import index_tars
+from data_pipeline.stream.dataset import RowDataset
 from data_pipeline.stream.read import SampleReader
 from data_pipeline.tar_scan import scan_tar
 from tests.support.damage import damage_picture, damage_tar
@@ -35,7 +36,8 @@ from tests.support.shards import GEOMETRY, make_shards
 from tests.support.tars import tar_of
 
 CASES = int(os.environ.get("JANUS_FUZZ_CASES", "500"))
-SHARES = {"shards": 0.35, "tars": 0.25, "pairs": 0.15, "pictures": 0.2, "index": 0.05}
+SHARES = {"shards": 0.30, "rows": 0.05, "tars": 0.25, "pairs": 0.1, "pictures": 0.25, "index": 0.05}
+ROW_FIELDS = ("input_ids", "token_kind", "position_ids", "labels", "label_head", "label_task")
 MAX_CASE_S = 5.0
 MAX_GROWTH_MIB = 700
 """A picture just below the limit of 64 million pixels takes 192 MB decoded, and its conversion as much again."""
@@ -155,6 +157,50 @@ def test_samples_of_damaged_shards_come_back_equal_or_reported(whole, tmp_path, 
         if number % 7 == 0 and tar.read_bytes() != content:
             assert clock(verify_source, directory).problems, (number, damaged.how)
     assert reported > 0.3 * len(numbers)
+
+
+def documents_of(rows, planned):
+    """Everything of each document of some rows, comparable; its planned place tells which it is."""
+    found = []
+    for number in range(len(planned.source_no)):
+        at = int(np.searchsorted(planned.row_start, number, "right")) - 1
+        first = int(planned.row_start[at])
+        start = int(planned.length[first:number].sum())
+        here = slice(start, start + int(planned.length[number]))
+        found.append([rows[at][name][here].tobytes() for name in ROW_FIELDS])
+    return found
+
+
+def test_rows_of_damaged_shards_are_equal_or_have_holes(tmp_path):
+    """The same promise for the road of training, which reads many samples at once."""
+    shards = make_shards(tmp_path, num_samples=12)
+    data, clock = shards.open(), Clock()
+    planned = data.plan.rows(range(8))
+    expected = documents_of(fields_of(RowDataset(data)), planned)
+    images = sum(len(row["pixel_values"]) for row in fields_of(RowDataset(data)))
+    assert images
+    num_holes = 0
+    for number in cases("rows"):
+        tar = tmp_path / ("text", "questions", "drawings")[number % 3] / "shards" / f"00000{number % 2}.tar"
+        content = tar.read_bytes()
+        damaged = damage_tar(content, np.random.default_rng([6, number]))
+        tar.write_bytes(damaged.content[: len(content)].ljust(len(content), b"\0"))
+        rows = clock(fields_of, RowDataset(shards.open()))
+        tar.write_bytes(content)
+        for at, (found, wanted) in enumerate(zip(documents_of(rows, planned), expected, strict=True)):
+            source, sample = data.sources[int(planned.source_no[at])], int(planned.sample_no[at])
+            row = int(np.searchsorted(planned.row_start, at, "right")) - 1
+            if source.uid(sample) in {hole.uid for hole in rows[row]["holes"]}:
+                num_holes += 1
+            else:
+                assert found == wanted, (number, damaged.how, at)
+    assert num_holes
+
+
+def fields_of(dataset):
+    """The first rows, as dicts."""
+    names = (*ROW_FIELDS, "pixel_values", "holes")
+    return [{name: getattr(row, name) for name in names} for row in map(dataset.__getitem__, range(8))]
 
 
 # ---- anybody's tars --------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import io
 import pickle
 import shutil
 import tarfile
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -418,3 +419,28 @@ def test_two_sources_may_show_the_same_images(tmp_path):
     assert not examine([first, twin]).findings.num_harmful
     shutil.copy(first / "shards" / "000000.tar", first / "shards" / "copy.tar")
     assert examine([first]).findings.counts["duplicate_uid"] == 30
+
+
+def test_memory_does_not_grow_with_the_tar(write):
+    """48 MiB of members, half of them behind a damaged header, pass through a few hundred kilobytes."""
+    big = bytes(np.random.default_rng(0).integers(1, 256, 2 << 20, dtype=np.uint8))
+    content = bytearray(tar_of(*[(f"{k:02d}.bin", big) for k in range(24)]))
+    at = 12 * (len(big) + 512)
+    content[at : at + 3] = b"xyz"
+    path = write(content)
+    del content
+    examine([path])
+    tracemalloc.start()
+    report = examine([path])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert report.num_members == 23 and "damaged_header" in report.findings.counts
+    assert peak < 8 << 20
+
+
+def test_progress_is_told_within_a_shard(write):
+    path = write(tar_of(*[(f"{k:04d}.txt", b"x") for k in range(2500)]))
+    seen = []
+    report = examine([path], progress=lambda done, total: seen.append((done, total)))
+    assert report.num_members == report.num_samples == 2500
+    assert [done for done, _ in seen] == [1024 * 1000, 1024 * 2000, path.stat().st_size]
