@@ -66,10 +66,6 @@ def prepare(
     task: Annotated[int | None, _option(SHARING, "Which of them this is, from 0; all write to one --out.")] = None,
 ) -> None:
     """Write shards and their index from raw records; continues where it was interrupted."""
-    if (kind is Kind.t2i) != (image_tokenizer is not None):
-        raise UserError(
-            f"data prepare {kind.value}: --image-tokenizer is for t2i, and t2i needs it; correct the options"
-        )
     if task is None and tasks > 1:
         raise UserError(f"data prepare --tasks {tasks} needs --task, 0 to {tasks - 1}: which of them this one is")
     importing = ImportOptions(
@@ -101,6 +97,10 @@ def _run(
     kind: Kind, inputs: list[Path], out: Path, makers: tuple[Path, Path | None, Template], options: PrepareOptions
 ) -> None:
     """Prepares with a progress bar and prints what came of it."""
+    if (kind is Kind.t2i) != (makers[1] is not None):
+        raise UserError(
+            f"data prepare {kind.value}: --image-tokenizer is for t2i, and t2i needs it; correct the options"
+        )
     os.environ.update(ONE_THREAD)  # before anything loads torch: the bytes must not depend on the number of cores
     from janus_mega.cli.show import prepare_lines
 
