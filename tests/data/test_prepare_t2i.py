@@ -1,11 +1,14 @@
 """Image ids in shards: once per picture, crops side by side, in the promised bytes, at nearly the encoder's speed."""
 
+import gc
 import json
 import os
+import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import webdataset
 
 from data_pipeline.dialogue import caption_text
 from data_pipeline.errors import UserError
@@ -93,6 +96,26 @@ def test_ids_are_stored_once_however_many_captions_there_are(raw, tokenizer, tmp
         assert len(set(source.image_offset[start:end].tolist())) == 1
         assert len({source.uid(i) for i in range(start, end)}) == 1
     assert len({source.uid(i) for i in starts}) == 10
+
+
+def test_stock_webdataset_reads_crops_and_captions(raw, tokenizer, tmp_path):
+    prepare_t2i([raw], tmp_path / "out", tokenizer, ColourTokenizer(), options=replace(OPTIONS, crops=3))
+    source, i = open_source(tmp_path / "out"), 0
+    reader = SampleReader(source, GEOMETRY)
+    urls = sorted(str(path) for path in (tmp_path / "out" / "shards").iterdir())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves the tars to the garbage collector
+        records = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+        gc.collect()
+    for record in records:
+        vq, starts = record["vq.npy"], [0, *record["off.npy"].tolist()]
+        assert vq.shape[1] == 3 * 16 and vq.dtype == np.uint16 and record["json"]["crops"] == 3
+        assert len(vq) == len(set(record["cap.npy"].tolist())) <= len(record["cap.npy"]) == record["json"]["n"]
+        for row, image in enumerate(record["cap.npy"].tolist()):
+            assert record["tok.npy"][starts[row] : starts[row + 1]].tolist() == reader.read(i).caption_ids.tolist()
+            assert vq[image, 32:].tolist() == reader.read(i, 2).image_ids.tolist()
+            i += 1
+    assert i == len(source)
 
 
 def test_equal_crops_are_encoded_once_and_batches_depend_on_the_shard_alone(raw, tokenizer, tmp_path):
