@@ -132,10 +132,21 @@ def test_pack_is_a_function_of_its_input():
     assert first.bin_of.tolist() == second.bin_of.tolist()
 
 
-def test_pack_gives_on_every_machine_what_it_gave_here():
-    lengths = (np.arange(2000) * 7919 % 33 + 28).astype(np.int64)
-    bin_of = pack(lengths, 256).bin_of
-    assert hashlib.sha256(bin_of.astype("<i8").tobytes()).hexdigest()[:16] == "1e20a32b4d7c463f"
+@pytest.mark.parametrize(
+    ("lengths", "capacity", "digest"),
+    [
+        (np.arange(2000) * 7919 % 33 + 28, 256, "1e20a32b4d7c463f"),
+        (
+            np.concatenate([np.arange(2000) * 7919 % 17 + 590, np.arange(400) * 104729 % 1500 + 20]),
+            4096,
+            "88e54b4eec9fa37f",
+        ),
+    ],
+    ids=["short", "long"],
+)
+def test_pack_gives_on_every_machine_what_it_gave_here(lengths, capacity, digest):
+    bin_of = pack(lengths.astype(np.int64), capacity).bin_of
+    assert hashlib.sha256(bin_of.astype("<i8").tobytes()).hexdigest()[:16] == digest
 
 
 def test_rooms_give_the_tightest_fit():
