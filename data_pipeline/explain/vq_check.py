@@ -92,17 +92,10 @@ def check_image_ids(
     Raises:
         UserError: No t2i source, another tokenizer (with both digests), or not one of its pictures is in `images`.
     """
-    source = open_source(path)
-    entry = source.manifest.image_tokenizer
-    if entry is None:
-        raise UserError(f"{path}: is of kind {source.kind} and holds no image ids; give a t2i source")
-    if entry.digest != tokenizer.digest:
-        raise UserError(
-            f"{path}: its image ids come from image tokenizer sha256 {entry.digest}, the one given is sha256 "
-            f"{tokenizer.digest}; give the tokenizer that prepare used, or prepare the source again"
-        )
     if num_pictures < 1:
         raise UserError(f"--sample {num_pictures} must be at least 1")
+    source = open_source(path)
+    entry = _entry_of(source, tokenizer.digest)
     chosen = _choose(source, num_pictures, seed)
     checks: list[PictureCheck] = []
     num_undecodable = 0
@@ -136,6 +129,19 @@ def check_image_ids(
     if progress:
         progress(len(chosen), len(chosen))
     return _summary(str(path), len(chosen), num_undecodable, checks)
+
+
+def _entry_of(source: Source, digest: str) -> ImageTokenizerEntry:
+    """What the manifest says of the image tokenizer, which must be the one of this digest."""
+    entry = source.manifest.image_tokenizer
+    if entry is None:
+        raise UserError(f"{source.path}: is of kind {source.kind} and holds no image ids; give a t2i source")
+    if entry.digest != digest:
+        raise UserError(
+            f"{source.path}: its image ids come from image tokenizer sha256 {entry.digest}, the one given is sha256 "
+            f"{digest}; give the tokenizer that prepare used, or prepare the source again"
+        )
+    return entry
 
 
 def _choose(source: Source, num_pictures: int, seed: int) -> np.ndarray:

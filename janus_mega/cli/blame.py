@@ -14,12 +14,10 @@ _Step = Annotated[int, typer.Option(help="Step, from 1, as metrics.jsonl and bat
 DIFFERENT_CODE = 1
 
 
-def add_to(app: typer.Typer) -> None:
-    """Adds the commands to `janus-mega data`."""
-    app.command()(blame)
-    app.command()(replay)
+blame_app = typer.Typer(rich_markup_mode=None)
 
 
+@blame_app.command()
 def blame(
     file: _RunFile,
     overrides: _Overrides = None,
@@ -61,15 +59,16 @@ def blame(
         else:
             lines = blame_lines(documents, shows_ranks=bool(world_size))
         if html:
-            from janus_mega.cli.preview import write_batch_page
+            from janus_mega.cli.preview import Shown, write_batch_page
 
-            write_batch_page(run, step, layout, html, rows=[row] if row >= 0 else None)
+            write_batch_page(run, step, layout, html, Shown([row] if row >= 0 else []))
     for line in lines:
         print(line)
     if html:
         print(html)
 
 
+@blame_app.command()
 def replay(
     file: _RunFile,
     overrides: _Overrides = None,

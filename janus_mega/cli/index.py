@@ -7,12 +7,10 @@ import typer
 
 from data_pipeline.prepare.options import OnBad
 
-
-def add_to(app: typer.Typer) -> None:
-    """Adds the command to `janus-mega data`."""
-    app.command()(index)
+index_app = typer.Typer(rich_markup_mode=None)
 
 
+@index_app.command()
 def index(
     tars: Annotated[
         list[Path], typer.Argument(metavar="TARS...", help="Tars of pictures with captions, or their directory.")

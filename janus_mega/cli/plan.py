@@ -22,11 +22,10 @@ _EPOCHS_PRINTED = 8
 _NAME_WIDTH = 24
 
 
-def add_to(app: typer.Typer) -> None:
-    """Adds the command to `janus-mega data`."""
-    app.command()(plan)
+plan_app = typer.Typer(rich_markup_mode=None)
 
 
+@plan_app.command()
 def plan(
     file: Annotated[
         str,

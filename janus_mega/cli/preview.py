@@ -1,6 +1,7 @@
 """`janus-mega data preview`: one HTML page of packed rows, samples, and pictures beside what their ids decode to."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,11 +20,10 @@ _ImageDirs = Annotated[
 ]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Adds the command to `janus-mega data`."""
-    app.command()(preview)
+preview_app = typer.Typer(rich_markup_mode=None)
 
 
+@preview_app.command()
 def preview(
     what: Annotated[str, typer.Argument(metavar="CONFIG|DIRECTORY", help="A run (YAML or directory), or shards.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override values.")] = None,
@@ -50,23 +50,25 @@ def preview(
         layout = run.layout(world_size) if world_size else Layout()
         first = (step - 1) * run.data.plan.global_batch_size
         shown = range(first, first + min(rows or run.data.plan.global_batch_size, run.data.plan.global_batch_size))
-        write_batch_page(
-            run, step, layout, out, rows=shown, samples=samples, image_tokenizer=image_tokenizer, images=images or []
-        )
+        write_batch_page(run, step, layout, out, Shown(shown, samples, image_tokenizer, images or []))
     print(out)
 
 
-def write_batch_page(
-    run: "RunData",
-    step: int,
-    layout: "Layout",
-    out: str | Path,
-    *,
-    rows: Sequence[int] | None = None,
-    samples: int = 0,
-    image_tokenizer: Path | None = None,
-    images: Sequence[Path] = (),
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a page of a batch shows."""
+
+    rows: Sequence[int] = ()
+    """Row numbers of the plan; none shows all rows of the step."""
+    samples: int = 0
+    """Samples of every source beside them."""
+    image_tokenizer: Path | None = None
+    """Turns image ids into pictures, instead of the run's own."""
+    images: Sequence[Path] = ()
+    """Shards of documents with the original pictures."""
+
+
+def write_batch_page(run: "RunData", step: int, layout: "Layout", out: str | Path, shown: Shown) -> None:
     """Writes the page of some rows of a step, and samples of every source.
 
     Raises:
@@ -78,9 +80,9 @@ def write_batch_page(
     from janus_mega.report.data_page import add_source, budget_note, rows_page
 
     named = run.config.data.image_tokenizer
-    decoder = _decoder(image_tokenizer or (Path(named) if named and Path(named).is_dir() else None))
-    viewer = Viewer(run.data.builder.tokenizer, decoder, open_originals(images, run.data.sources))
-    views = view_rows(run.data, step, viewer, layout, list(rows or ()))
+    decoder = _decoder(shown.image_tokenizer or (Path(named) if named and Path(named).is_dir() else None))
+    viewer = Viewer(run.data.builder.tokenizer, decoder, open_originals(shown.images, run.data.sources))
+    views = view_rows(run.data, step, viewer, layout, list(shown.rows))
     plan = run.data.plan
     subtitle = (
         f"{run.config.name}: step {step}, {len(views)} of {plan.global_batch_size} rows of {plan.seq_len} positions, "
@@ -88,9 +90,9 @@ def write_batch_page(
     )
     shows_ranks = layout.dp_size * layout.micro_batch_size > 1
     page, budget = rows_page(f"Data of {run.config.name}", subtitle, views, shows_ranks=shows_ranks)
-    if samples:
+    if shown.samples:
         for planned, source in zip(plan.sources, run.data.sources, strict=True):
-            views_of_source = view_samples(source, viewer, samples)
+            views_of_source = view_samples(source, viewer, shown.samples)
             add_source(page, budget, inspect_source(source.path, 0), views_of_source, f"Source {planned.name}")
     page.sections.append(budget_note(budget))
     page.write(Path(out))

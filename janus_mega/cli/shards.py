@@ -12,14 +12,10 @@ _Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")
 _Directory = Annotated[Path, typer.Argument(metavar="DIRECTORY", help="A directory of shards.")]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Adds the commands to `janus-mega data`."""
-    app.command()(inspect)
-    app.command()(verify)
-    app.command()(doctor)
-    app.command("verify-vq")(verify_vq)
+shards_app = typer.Typer(rich_markup_mode=None)
 
 
+@shards_app.command()
 def inspect(
     source: _Directory,
     examples: Annotated[int, typer.Option(help="Samples to show.")] = 3,
@@ -36,6 +32,7 @@ def inspect(
         print(line)
 
 
+@shards_app.command()
 def verify(
     source: _Directory,
     text_tokenizer: Annotated[Path | None, typer.Option(help="Text tokenizer the ids should come from.")] = None,
@@ -68,6 +65,7 @@ def verify(
         raise typer.Exit(PROBLEMS_CODE)
 
 
+@shards_app.command()
 def doctor(
     paths: Annotated[list[Path], typer.Argument(metavar="TAR|DIRECTORY...", help="Anybody's tars.")],
     decode: Annotated[bool, typer.Option("--decode", help="Decode every picture, not only its header.")] = False,
@@ -95,6 +93,7 @@ def doctor(
         raise typer.Exit(PROBLEMS_CODE)
 
 
+@shards_app.command("verify-vq")
 def verify_vq(
     source: _Directory,
     image_tokenizer: Annotated[Path, typer.Option(help="Directory of the image tokenizer the ids come from.")],
