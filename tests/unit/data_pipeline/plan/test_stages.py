@@ -17,39 +17,43 @@ from tests.support.histograms import STAGES, plan_of, source, stage_sources
 
 ROWS = 4096
 PADDING = {
-    "janus1": 0.002,
+    "janus1": 0.001,
     "janus2": 0.001,
-    "janus2_early": 0.005,
+    "janus2_early": 0.004,
     "janus3": 0.001,
-    "pro1": 0.0085,
+    "pro1": 0.0083,
     "pro2": 0.001,
     "pro3": 0.001,
 }
-"""Shares of all positions. Pro's stage I: no packing of these lengths leaves less than 0.0063 at 4160."""
+"""Shares of all positions. Pro's stage I: no packing of these lengths leaves less than 0.0062 at 4160."""
+
+
+def stage_plan(stage, rows=ROWS, global_batch_size=256):
+    return plan_of(
+        stage_sources(stage, scale=2.2 * rows / 4096),
+        seq_len=STAGES[stage].seq_len,
+        global_batch_size=global_batch_size,
+        window_rows=rows,
+    )
 
 
 @cache
-def window_of(stage, global_batch_size=256):
-    plan = plan_of(
-        stage_sources(stage, scale=2.2),
-        seq_len=STAGES[stage].seq_len,
-        global_batch_size=global_batch_size,
-        window_rows=ROWS,
-    )
+def second_window(stage):
+    plan = stage_plan(stage)
     plan.window(0)
     return plan, plan.window(1)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_padding_of_every_stage(stage):
-    plan, window = window_of(stage)
+    plan, window = second_window(stage)
     assert 1 - window.length.sum() / (ROWS * plan.seq_len) <= PADDING[stage]
 
 
 @pytest.mark.parametrize("stage", ["janus1", "pro1"])
 def test_stage_one_is_padded_little_at_the_length_that_is_advised(stage):
     spec = DataSpec(seq_len=4096, window_rows=1024)
-    near = [3968, 4032, 4096, 4160, 4224]
+    near = [4032, 4096, 4160]
     advice = advise_seq_len(spec, stage_sources(stage, scale=0.6), 256, near)
     assert advice.advised == STAGES[stage].seq_len
     at = {row.seq_len: row.padding_fraction for row in advice.rows}
@@ -58,7 +62,7 @@ def test_stage_one_is_padded_little_at_the_length_that_is_advised(stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_ranks_get_like_numbers_of_images(stage):
-    _, window = window_of(stage)
+    _, window = second_window(stage)
     fullest = mean = 0.0
     for images in window.num_images.reshape(-1, 256):
         held = images[deal_to_ranks(images, 32, 8)].sum(axis=2)
@@ -70,10 +74,11 @@ def test_ranks_get_like_numbers_of_images(stage):
 @pytest.mark.parametrize("global_batch_size", [128, 256, 512])
 @pytest.mark.parametrize("stage", ["janus1", "janus2", "janus3", "pro3"])
 def test_every_task_is_within_a_row_of_its_share_in_every_step(stage, global_batch_size):
-    plan, window = window_of(stage, global_batch_size)
+    plan = stage_plan(stage, 1024, global_batch_size)
+    window = plan.window(0)
     task = np.array([TaskId[taken.task.name] for taken in plan.sources])[window.source]
-    step = np.repeat(np.arange(ROWS), np.diff(window.row_start)) // global_batch_size
-    tokens = np.zeros((ROWS // global_batch_size, len(TaskId)))
+    step = np.repeat(np.arange(1024), np.diff(window.row_start)) // global_batch_size
+    tokens = np.zeros((1024 // global_batch_size, len(TaskId)))
     np.add.at(tokens, (step, task), window.length)
     quota = tokens.sum(axis=0) / tokens.sum()
     assert np.abs(tokens - quota * tokens.sum(axis=1, keepdims=True)).max() <= plan.seq_len
