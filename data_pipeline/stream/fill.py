@@ -42,7 +42,7 @@ class Filler(ABC):
         """
         try:
             return self._fill(canvas, chosen)
-        except OSError:
+        except (OSError, OverflowError):  # a disk that fails, an index that points nowhere
             return chosen.tolist()
 
     @abstractmethod

@@ -27,6 +27,7 @@ from data_pipeline.explain.verify import verify_source
 from data_pipeline.images import ImageError, decode_image
 from data_pipeline.manifest import open_source
 from data_pipeline.prepare.foreign import index_tars
+from data_pipeline.prepare.shard import npy_bytes
 from data_pipeline.stream.dataset import RowDataset
 from data_pipeline.stream.read import SampleReader
 from data_pipeline.tar_scan import scan_tar
@@ -195,6 +196,26 @@ def test_rows_of_damaged_shards_are_equal_or_have_holes(tmp_path):
             else:
                 assert found == wanted, (number, damaged.how, at)
     assert num_holes
+
+
+@pytest.mark.parametrize("name", ["off", "len", "img", "crc"])
+@pytest.mark.parametrize("bit", [0, 31, 62, 63])
+def test_index_entries_that_point_nowhere_are_holes(tmp_path, name, bit):
+    shards = make_shards(tmp_path, num_samples=12)
+    planned = shards.open().plan.rows(range(8))
+    expected = documents_of(fields_of(RowDataset(shards.open())), planned)
+    for kind in ("text", "questions", "drawings") if name != "img" else ("drawings",):
+        path = tmp_path / kind / "index" / f"{name}.npy"
+        array = np.load(path)
+        array[3] ^= np.array(1 << min(bit, 8 * array.itemsize - 1), array.dtype)
+        path.write_bytes(npy_bytes(array))
+    data = shards.open()
+    rows = fields_of(RowDataset(data))
+    for at, (found, wanted) in enumerate(zip(documents_of(rows, planned), expected, strict=True)):
+        uid = data.sources[int(planned.source_no[at])].uid(int(planned.sample_no[at]))
+        row = int(np.searchsorted(planned.row_start, at, "right")) - 1
+        assert found == wanted or uid in {hole.uid for hole in rows[row]["holes"]}
+    assert any(row["holes"] for row in rows)
 
 
 def fields_of(dataset):

@@ -4,9 +4,11 @@ A mutation says whether it is structural: then the tar itself shows it (a header
 where it should be), whatever the content. Content that changes under whole headers only a checksum can see.
 """
 
+import functools
 import io
 import struct
 import tarfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -176,8 +178,28 @@ def damage_tar(content: bytes, random: Random) -> Damaged:
     return TAR_DAMAGE[int(random.integers(len(TAR_DAMAGE)))](content, random)
 
 
+@functools.cache
+def _zeros(num_bytes: int) -> bytes:
+    return zlib.compress(bytes(num_bytes), 9)
+
+
+def _png_with(name: bytes, content: bytes) -> bytes:
+    """A small PNG with a chunk between its header and its pixels."""
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "png")
+    whole = stream.getvalue()
+    chunk = struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    return whole[:33] + chunk + whole[33:]
+
+
 def _bomb(random: Random) -> bytes:
-    """A small picture file that says it is a large one."""
+    """A small picture file that says it is a large one, or unpacks to much besides its pixels."""
+    what = int(random.integers(0, 12))
+    if what < 3:
+        name, head = ((b"zTXt", b"key\0\0"), (b"iCCP", b"profile\0\0"), (b"iTXt", b"key\0\1\0\0\0"))[what]
+        return _png_with(name, head + _zeros(256 << 20))
+    if what == 3:
+        return _png_with(b"IDAT", _zeros(256 << 20))
     stream = io.BytesIO()
     kind = str(random.choice(["png", "jpeg", "webp"]))
     Image.new("RGB", (8, 8)).save(stream, kind)
