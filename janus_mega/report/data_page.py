@@ -225,12 +225,18 @@ def rows_page(title: str, subtitle: str, rows: Sequence[RowView], *, shows_ranks
     holes = sum(bool(document.hole) for document in documents)
     numbers += [("holes", f"{holes:,}")] if holes else []
     # the row that shows most opens by itself
-    best = max(rows, key=lambda row: (len({d.used.source for d in row.documents}), len(row.documents)), default=None)
+    best = max(rows, key=_interest, default=None)
     shown = [packed_row(row, budget, is_open=row is best, shows_ranks=shows_ranks) for row in rows]
     page.add("What was packed", tiles(numbers), _source_table(documents))
     hint = "A row opens on a click. In texts, green is what the model is asked to predict."
     page.add("Rows", legend(), note(hint), *shown)
     return page, budget
+
+
+def _interest(row: RowView) -> tuple[bool, int, int]:
+    """Rows with holes first, then those that show most."""
+    documents = row.documents
+    return any(document.hole for document in documents), len({d.used.source for d in documents}), len(documents)
 
 
 def _source_table(documents: Sequence[DocumentView]) -> Markup:
