@@ -1,5 +1,6 @@
 """What the doctor says of members that do not decode, and its report as a whole."""
 
+import gzip
 import shutil
 import tarfile
 import tracemalloc
@@ -13,7 +14,7 @@ from data_pipeline.explain.doctor import examine
 from data_pipeline.explain.findings import EXPLANATIONS, Findings
 from data_pipeline.explain.member_checks import CheckOptions
 from tests.support.shards import make_shards
-from tests.support.tars import JPG, by_webdataset, codes, only, picture, tar_of
+from tests.support.tars import JPG, by_webdataset, codes, only, pairs, picture, tar_of
 
 pytestmark = [
     # webdataset leaves its files to the garbage collector
