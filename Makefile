@@ -1,6 +1,7 @@
 # What a newcomer needs: python3 (>= 3.11) and make. Every target sets up .venv first; a second run installs nothing.
 #   make demo    the main job on real data, ends with a table and the path of report.html
 #   make test    the tests
+#   make fuzz    ten thousand damaged tars, members and pictures through every reader (a minute)
 #   make check   format, lint, import contracts, types, size budgets
 # A smaller torch without CUDA: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
@@ -16,7 +17,7 @@ pinned = $(shell sed -n 's/^$(1)==/$(1)==/p' constraints.txt)
 # The stamp's name holds a checksum of what it was installed from: other pins mean another stamp.
 STAMP := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test fuzz check clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -38,6 +39,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+fuzz: $(STAMP)
+	JANUS_FUZZ_CASES=10000 $(BIN)/python -m pytest -q tests/data/test_fuzz.py
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
