@@ -27,9 +27,8 @@ from janus_mega.observe.progress import Progress
 from janus_mega.observe.sinks import open_sinks
 from janus_mega.optim.param_groups import build_param_groups
 from janus_mega.parallel.groups import ProcessGroups
-from janus_mega.train.data_hook import DataHook
-from janus_mega.train.hooks import CheckpointHook, MetricsHook
-from janus_mega.train.loop import Hook, train
+from janus_mega.train.hooks.build import Session, build_hooks
+from janus_mega.train.loop import train
 from janus_mega.train.workload import Recipe, Workload
 
 _log = logging.getLogger(__name__)
@@ -93,12 +92,10 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
         open_sinks(recipe.run_dir, tensorboard=recipe.logging.tensorboard, enabled=is_writer) as sinks,
         Progress(recipe.name, recipe.last_step - first_step, enabled=is_writer) as progress,
     ):
-        hooks: list[Hook] = [
-            MetricsHook(workload, groups, sinks, progress, recipe.logging.log_every),
-            DataHook(workload.order, groups, recipe.run_dir, recipe.logging.log_every),
-            CheckpointHook(save, recipe.checkpoint.save_every, saved_step=first_step if reader else -1),
-        ]
-        train(engine, workload, recipe, groups, hooks, first_step)
+        session = Session(
+            workload, recipe, groups, engine, sinks, progress, save, saved_step=first_step if reader else -1
+        )
+        train(engine, workload, recipe, groups, build_hooks(session), first_step)
     final = find_latest(root)
     assert final is not None  # the checkpoint hook has just saved
     return final

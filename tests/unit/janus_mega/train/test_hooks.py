@@ -9,7 +9,8 @@ from janus_mega.engine.interface import StepResult
 from janus_mega.observe.progress import Progress
 from janus_mega.observe.sinks import SinkGroup
 from janus_mega.parallel.groups import build_groups
-from janus_mega.train.hooks import CheckpointHook, MetricsHook
+from janus_mega.train.hooks.checkpoints import CheckpointHook
+from janus_mega.train.hooks.metrics import MetricsHook
 from janus_mega.train.loop import StepEvent
 from tests.support.ranks import results_of_ranks
 

@@ -1,0 +1,1 @@
+"""What happens beside training, one concern a file; `build` lists them."""
