@@ -51,8 +51,17 @@ def restore_moments(engine: StatefulEngine, shards: Iterable[ShardedParameter], 
                 piece.tensor.copy_(read_box(piece.name, piece.box))
 
 
+@torch.no_grad()
+def restore_masters(engine: StatefulEngine, shards: Iterable[ShardedParameter], read_box: ReadBox) -> None:
+    """Fills the fp32 weights that a freshly built engine updates: under bf16 it has made them from rounded ones."""
+    for shard in shards:
+        if shard.parameter.requires_grad:
+            for piece in _fragment_slices(shard, shard.name, engine.fragment(shard.parameter)):
+                piece.tensor.copy_(read_box(piece.name, piece.box))
+
+
 def load_weights(shards: Iterable[ShardedParameter], read_box: ReadBox) -> None:
-    """Fills a materialised chunk with saved weights, before an engine wraps it."""
+    """Fills a materialised chunk with saved weights, before an engine wraps it; see also `restore_masters`."""
     with torch.no_grad():
         for shard in shards:
             shard.parameter.copy_(shard.cut(partial(read_box, shard.name)))

@@ -19,7 +19,7 @@ from janus_mega.config.schema import Backend
 from janus_mega.engine.deepspeed_backend import DeepSpeedEngine
 from janus_mega.engine.interface import StatefulEngine
 from janus_mega.engine.megatron_backend import MegatronEngine
-from janus_mega.engine.state import load_weights, moment_slices, restore_moments, weight_slices
+from janus_mega.engine.state import load_weights, moment_slices, restore_masters, restore_moments, weight_slices
 from janus_mega.engine.step import EngineSettings
 from janus_mega.models.losses import loss_scales
 from janus_mega.models.sharding import ShardedParameter, sharded_parameters
@@ -129,7 +129,10 @@ def build_engine(
         return loss_scales(denominators, workload.task_names, workload.task_weights, layout.dp_size, num_micro_batches)
 
     settings = EngineSettings(recipe.parallel, recipe.optimizer, workload.task_names, workload.seq_len)
-    return _BACKENDS[recipe.parallel.backend](chunks, param_groups, groups, settings, scale_losses), shards
+    engine = _BACKENDS[recipe.parallel.backend](chunks, param_groups, groups, settings, scale_losses)
+    if reader:
+        restore_masters(engine, shards, reader.read_box)
+    return engine, shards
 
 
 def _check_resume(reader: CheckpointReader, workload: Workload, recipe: Recipe) -> int:
