@@ -233,6 +233,9 @@ class LossConfig:
     """Weight of each task: multiplies its sum (per_token) or its mean (per_task)."""
     chunk_tokens: int = 4096
     """Labelled positions scored at a time; bounds the memory of logits."""
+    z_loss: float = 0.0
+    """Weight of log(sum(exp(logits)))^2, added to every label's cross entropy in training and so part of the losses it
+    reports (validation reports cross entropy alone); keeps logits from drifting, 1e-4 is usual; 0 is off."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -243,6 +246,58 @@ class LoggingConfig:
     """Steps between metric lines."""
     tensorboard: bool = True
     """Also write TensorBoard events."""
+    wandb: str = ""
+    """Project of Weights & Biases to write to as well; empty switches it off."""
+    peak_flops: float = 0.0
+    """FLOP/s of one device that utilisation is a share of; 0 takes the dense bf16 peak of the device's name, where it
+    is known."""
+    monitor_every: int = 0
+    """Steps between activation norms and largest activations of every decoder layer; 0 never."""
+    profile_steps: list[int] = field(default_factory=list)
+    """First and last step that torch.profiler records, as a trace in the run directory; empty records none."""
+    gc_every: int = 0
+    """Steps between Python's garbage collections, at the same steps on all ranks; 0 leaves Python to collect when it
+    likes."""
+    memory_history: bool = False
+    """Remember where CUDA memory was taken, for the snapshot that is written when it runs out; costs some time."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValidationSet:
+    """Rows that are only scored, the same every time."""
+
+    sources: list[str] = field(default_factory=list)
+    """Names in data.sources, those of weight 0 included (so sources can be held out); empty takes the mixture."""
+    seed: int = 0
+    """In place of data.seed; another one packs the sources of training anew, which holds nothing out."""
+    num_rows: int = MISSING
+    """Rows of the set, over all dp ranks."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValidationConfig:
+    """Scoring without learning, on fixed rows."""
+
+    every: int = 0
+    """Steps between validations, also at the end; 0 never."""
+    sets: dict[str, ValidationSet] = field(default_factory=dict)
+    """Sets by name; their losses are kept apart."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplesConfig:
+    """What the model draws and answers while it trains; needs data.image_tokenizer."""
+
+    every: int = 0
+    """Steps between samples; 0 never. Each time rank 0 reads all weights and the other ranks wait."""
+    captions: list[str] = field(default_factory=list)
+    """What to draw."""
+    questions: dict[str, str] = field(default_factory=dict)
+    """Questions by the file of the picture they are about; answered greedily."""
+    guidance_scale: float = 5.0
+    """Guidance of the drawings; 1 is without."""
+    max_new_tokens: int = 64
+    """Longest answer, tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -279,6 +334,10 @@ class RunConfig:
     """How losses are joined."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """Metrics."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """Losses on fixed rows."""
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    """Drawings and answers while it trains."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving."""
 

@@ -8,6 +8,7 @@ thousand on a cluster.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from data_pipeline.errors import UserError
 from data_pipeline.spec import Task
@@ -23,6 +24,7 @@ from janus_mega.config.schema import (
 )
 from janus_mega.config.validate_mixture import curve_of, mixture_rules
 from janus_mega.config.validate_model import image_tokenizer_rules, model_rules
+from janus_mega.config.validate_watch import logging_rules, samples_rules, validation_rules
 
 DOCUMENT_OVERHEAD_TOKENS = 4
 """bos, eos and the two marks around an image: a row must hold an image and these."""
@@ -83,6 +85,7 @@ def tokenizer_run_problems(config: TokenizerRunConfig, world_size: int) -> Itera
     if config.num_steps < 1:
         yield f"num_steps {config.num_steps} must be at least 1"
     yield from batch_rules("global_batch_size", config.global_batch_size, parallel, world_size)
+    yield from logging_rules(config.logging, config.num_steps)
 
 
 def _model(config: RunConfig, world_size: int) -> Iterator[str]:
@@ -242,16 +245,23 @@ def _loss(config: RunConfig, world_size: int) -> Iterator[str]:
         yield f"loss.task_weights gives 0 to every task in the mixture ({', '.join(sorted(mixed))}); raise one"
     if config.loss.chunk_tokens < 1:
         yield f"loss.chunk_tokens {config.loss.chunk_tokens} must be at least 1"
+    if not 0 <= config.loss.z_loss < math.inf:
+        yield f"loss.z_loss {config.loss.z_loss} must be a finite number of 0 (off) or more"
 
 
 def _intervals(config: RunConfig, world_size: int) -> Iterator[str]:
     """How often things happen."""
-    if config.logging.log_every < 1:
-        yield f"logging.log_every {config.logging.log_every} must be at least 1"
+    yield from logging_rules(config.logging, derive.last_step(config.stage))
     if config.checkpoint.save_every < 0:
         yield f"checkpoint.save_every {config.checkpoint.save_every} must be 0 (only at the end) or more"
     if config.checkpoint.keep_last < 1:
         yield f"checkpoint.keep_last {config.checkpoint.keep_last} must be at least 1"
+
+
+def _watch(config: RunConfig, world_size: int) -> Iterator[str]:
+    """Validation sets and samples."""
+    yield from validation_rules(config, partial(batch_rules, parallel=config.parallel, world_size=world_size))
+    yield from samples_rules(config)
 
 
 RUN_RULES: tuple[Callable[[RunConfig, int], Iterator[str]], ...] = (
@@ -265,5 +275,6 @@ RUN_RULES: tuple[Callable[[RunConfig, int], Iterator[str]], ...] = (
     _optimizer,
     _stage,
     _intervals,
+    _watch,
 )
 """Every rule of a training run, in the order in which they are reported."""
