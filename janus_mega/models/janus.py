@@ -43,7 +43,7 @@ class JanusChunk(nn.Module):
     model_type = ModelType.encoder_or_decoder
 
     def __init__(
-        self, model: ModelConfig, config: TransformerConfig, place: ChunkPlace, chunk_no: int, chunk_tokens: int
+        self, model: ModelConfig, config: TransformerConfig, place: ChunkPlace, chunk_no: int, loss: LossConfig
     ) -> None:
         super().__init__()
         self.config = config
@@ -60,9 +60,9 @@ class JanusChunk(nn.Module):
             self.generation_adaptor = Adaptor(codes.code_dim, hidden_size)
         self.decoder = build_decoder(config, place, chunk_no)
         if place.is_last:
-            self.text_head = VocabParallelHead(config, model.backbone.vocab_size, chunk_tokens)
+            self.text_head = VocabParallelHead(config, model.backbone.vocab_size, loss)
             inner_size = model.image_head_hidden_size or hidden_size
-            self.image_head = ImageHead(config, inner_size, codes.codebook_size, chunk_tokens)
+            self.image_head = ImageHead(config, inner_size, codes.codebook_size, loss)
         self._trainable: frozenset[Module] = frozenset(Module)
 
     def train_only(self, modules: Collection[Module]) -> None:
@@ -156,6 +156,6 @@ def build_chunks(model: ModelConfig, parallel: ParallelConfig, loss: LossConfig,
     places = chunk_places(layer_counts, layout.pp_size, layout.pp_rank)
     with torch.device("meta"):
         return [
-            JanusChunk(model, config, place, number, loss.chunk_tokens).to(config.params_dtype)
+            JanusChunk(model, config, place, number, loss).to(config.params_dtype)
             for number, place in enumerate(places)
         ]
