@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from janus_mega.config.schema import OptimizerConfig
 from janus_mega.engine.anchors import AnchoredChunks
 from janus_mega.engine.ds_config import deepspeed_config
+from janus_mega.engine.guards import ZeroGuard
 from janus_mega.engine.interface import MOMENTS, ScaleLosses
 from janus_mega.engine.mpu import Mpu
 from janus_mega.engine.schedule import ScheduledChunk
@@ -48,17 +49,17 @@ class DeepSpeedEngine(ScheduledEngine):
             mpu=Mpu(groups),
             dist_init_required=False,
         )
+        self._guard = ZeroGuard(self.optimizer)
         self._lr_scales = [group.lr_scale for group in param_groups]
         self._scheduled = [
             ScheduledChunk(chunk, partial(self._engine, chunk_no=number), number) for number, chunk in enumerate(chunks)
         ]
 
-    def _update(self, lr: float) -> float:
-        """DeepSpeed has reduced in backward or does so now; it clips and steps."""
+    def _update(self, lr: float, accept: Callable[[float], bool]) -> float:
+        """DeepSpeed has reduced in backward or does so now; it clips and steps, or drops the gradients."""
         for group, scale in zip(self.optimizer.param_groups, self._lr_scales, strict=True):
             group["lr"] = lr * scale
-        self._engine.step()
-        return float(self._engine.get_global_grad_norm())
+        return self._guard.step(self._engine.step, accept)
 
     def fragment(self, parameter: nn.Parameter, moment: str | None = None) -> tuple[Tensor, int] | None:
         """What this rank optimizes of a parameter; see `interface.StatefulEngine`."""
@@ -100,6 +101,18 @@ class DeepSpeedEngine(ScheduledEngine):
             state["step"] = torch.tensor(float(step))
             for moment in MOMENTS:
                 state[moment] = torch.zeros_like(flat)
+
+    def publish_weights(self) -> None:
+        """Copies the fp32 weights into the parameters of all dp ranks. Collective over: dp."""
+        zero = self.optimizer
+        if hasattr(zero, "update_lp_params"):
+            zero.update_lp_params()
+            return
+        zero._partition_all_parameters()
+        for number in range(len(zero.fp16_groups)):
+            zero._reassign_or_swap_out_partitioned_parameters(number)
+        if zero.persistent_parameters:  # small ones, which every rank keeps whole
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
 
 def _without_padding(parameter: Any, flat: Tensor) -> tuple[Tensor, int] | None:

@@ -1,6 +1,7 @@
 """What training asks of an engine, and what it gets back."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,6 +29,8 @@ class StepResult:
     """Learning rate of the update, before group scales."""
     seconds: dict[str, float]
     """Wall time by phase: forward_backward, update."""
+    skipped: str = ""
+    """Why the update was not made; empty if it was. Losses and norm may then be no numbers."""
 
 
 class Chunk(Protocol):
@@ -44,17 +47,41 @@ ScaleLosses = Callable[[Tensor], Tensor]
 """int64 [tasks] label counts of the global batch -> fp32 [tasks] factors on each micro-batch's loss sums."""
 
 
+JudgeStep = Callable[[Mapping[str, float]], str]
+"""loss, loss/TASK and grad_norm of a step, equal on all ranks, asked once before every update -> why not to make it, or
+empty. A norm that is no number must be refused."""
+
+
+def stop_unless_finite(values: Mapping[str, float]) -> str:
+    """The judge of engines that were given none.
+
+    Raises:
+        FloatingPointError: a loss or the gradient norm is no finite number; the step was not applied.
+    """
+    bad = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise FloatingPointError(f"{', '.join(bad)}: the step was not applied")
+    return ""
+
+
 class Engine(Protocol):
     """Trains one chunk: forward and backward over micro-batches, reduction, update."""
 
     def train_step(self, micro_batches: Sequence[Any], label_counts: Tensor, lr: float) -> StepResult:
         """One optimizer step. Collective over: world."""
 
+    def score(self, micro_batches: Sequence[Any], label_counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss sums and label counts per task over all dp ranks, nothing changed. Collective over: world."""
+
 
 class StatefulEngine(Engine, Protocol):
     """An engine whose optimizer state can be told and filled, see `state`."""
 
     groups: ProcessGroups
+
+    @property
+    def chunks(self) -> Sequence[nn.Module]:
+        """This rank's pieces of the pipeline."""
 
     def fragment(self, parameter: nn.Parameter, moment: str | None = None) -> tuple[Tensor, int] | None:
         """What this rank optimizes of a parameter: (flat view, its start in the flattened parameter).
@@ -66,3 +93,6 @@ class StatefulEngine(Engine, Protocol):
 
     def create_moments(self, step: int) -> None:
         """Makes the optimizer look as after `step` updates, with moments of zero."""
+
+    def publish_weights(self) -> None:
+        """Makes the parameters follow the fp32 weights after these were filled. Collective over: dp."""

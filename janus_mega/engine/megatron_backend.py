@@ -5,7 +5,7 @@ megatron's own. Two independent optimizers that agree are the oracle of either; 
 with backward. Optimizer state is cut over dp (about ZeRO-1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,6 +16,7 @@ from megatron.core.optimizer import ParamKey, ParamPredicate, get_megatron_optim
 from torch import Tensor, nn
 
 from janus_mega.config.schema import Precision
+from janus_mega.engine.guards import MegatronGuard
 from janus_mega.engine.interface import MOMENTS, ScaleLosses
 from janus_mega.engine.schedule import ScheduledChunk
 from janus_mega.engine.step import EngineSettings, ScheduledEngine
@@ -50,6 +51,7 @@ class MegatronEngine(ScheduledEngine):
             self.optimizer = get_megatron_optimizer(
                 _optimizer_config(settings), self._ddp, _overrides(param_groups), use_gloo_process_groups=False
             )
+        self._guard = MegatronGuard(self.optimizer)
         for group in self.optimizer.param_groups:
             group["weight_decay"] = settings.optimizer.weight_decay * group["wd_mult"]
         self._scheduled = [
@@ -61,18 +63,18 @@ class MegatronEngine(ScheduledEngine):
         """megatron's optimizer asks for CUDA by name; on the CPU the names mean the CPU."""
         return CudaNamesMeanCpu() if self.groups.device.type == "cpu" else nullcontext()
 
-    def _update(self, lr: float) -> float:
-        """Reduces gradients over dp, clips and steps."""
+    def _update(self, lr: float, accept: Callable[[float], bool]) -> float:
+        """Reduces gradients over dp, clips and steps, or drops them."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_mult"]
         with self._platform():
             for ddp in self._ddp:
                 ddp.finish_grad_sync()
-            _, grad_norm, _ = self.optimizer.step()
+            grad_norm = self._guard.step(self.optimizer.step, accept)
         for ddp in self._ddp:
             ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
-        return float(grad_norm)
+        return grad_norm
 
     def fragment(self, parameter: nn.Parameter, moment: str | None = None) -> tuple[Tensor, int] | None:
         """What this rank optimizes of a parameter; see `interface.StatefulEngine`."""
@@ -96,6 +98,14 @@ class MegatronEngine(ScheduledEngine):
                     state["step"] = torch.tensor(float(step))
                     for moment in MOMENTS:
                         state[moment] = torch.zeros_like(master)
+
+    def publish_weights(self) -> None:
+        """Copies the fp32 weights into the parameters of all dp ranks. Collective over: dp."""
+        with self._platform():
+            for part in self._parts():
+                part._copy_main_params_to_model_params()
+            for ddp in self._ddp:
+                ddp.start_param_sync()
 
     def _parts(self) -> list[Any]:
         """megatron's optimizers of this rank; one without parameters has nothing to tell."""

@@ -6,7 +6,7 @@ it goes through the engine, so ZeRO's forward hooks run.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -26,6 +26,11 @@ class ScheduledChunk(nn.Module):
         # Not registered as submodules: the schedule must not find parameters or DeepSpeed's attributes through us.
         object.__setattr__(self, "_chunk", chunk)
         object.__setattr__(self, "_forward", forward)
+
+    @property
+    def chunk(self) -> nn.Module:
+        """The chunk itself, without the engine around it."""
+        return cast(nn.Module, object.__getattribute__(self, "_chunk"))
 
     def set_input_tensor(self, input_tensor: list[Tensor | None]) -> None:
         """Receives the previous pipeline rank's output."""

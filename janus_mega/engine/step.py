@@ -6,16 +6,16 @@ runs forward and backward; the backend reduces gradients, clips on the global no
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from janus_mega.config.schema import OptimizerConfig, ParallelConfig
-from janus_mega.engine.interface import ScaleLosses, StepResult
+from janus_mega.engine.interface import JudgeStep, ScaleLosses, StepResult, stop_unless_finite
 from janus_mega.engine.schedule import ScheduledChunk, run_schedule
 from janus_mega.parallel.groups import ProcessGroups
 
@@ -29,6 +29,8 @@ class EngineSettings:
     task_names: tuple[str, ...]
     seq_len: int
     """Rows' length (1 where rows are not sequences)."""
+    judge: JudgeStep = stop_unless_finite
+    """Decides before each update whether it is made."""
 
 
 class ScheduledEngine(ABC):
@@ -39,9 +41,20 @@ class ScheduledEngine(ABC):
     _scheduled: list[ScheduledChunk]
     _scale_losses: ScaleLosses
 
+    @property
+    def chunks(self) -> list[nn.Module]:
+        """This rank's pieces of the pipeline, for what looks on."""
+        return [scheduled.chunk for scheduled in self._scheduled]
+
     @abstractmethod
-    def _update(self, lr: float) -> float:
-        """Reduces gradients, clips, updates at a learning rate (before group scales); returns the gradient norm."""
+    def _update(self, lr: float, accept: Callable[[float], bool]) -> float:
+        """Reduces gradients, asks with their norm, then clips and updates or drops them; returns the norm.
+
+        Args:
+            lr: learning rate before group scales.
+            accept: global gradient norm -> whether to update; to be asked once. If not, weights, moments and the
+                optimizer's count stay as they are and nothing of the gradients is left.
+        """
 
     def train_step(self, micro_batches: Sequence[Any], label_counts: Tensor, lr: float) -> StepResult:
         """One optimizer step over this dp rank's micro-batches.
@@ -52,47 +65,79 @@ class ScheduledEngine(ABC):
             lr: learning rate before group scales.
 
         Raises:
-            FloatingPointError: the loss is not finite; nothing was updated.
+            FloatingPointError: a loss or the norm is not finite and the engine has no judge; nothing was updated.
             Collective over: world.
         """
         start = time.perf_counter()
-        global_counts = label_counts.to(self.groups.device, copy=True)
-        dist.all_reduce(global_counts, group=self.groups.dp)
-        global_counts = global_counts.cpu()
-        scales = self._scale_losses(global_counts)
-        sums = run_schedule(
-            self._scheduled,
-            micro_batches,
-            scales.to(self.groups.device),
-            self.settings.seq_len,
-            self.settings.parallel.micro_batch_size,
-        )
-        total = self._sum_losses(sums)
-        if not torch.isfinite(total).all():
-            raise FloatingPointError(f"loss sums per task are {total.tolist()}; the step was not applied")
+        global_counts = self._sum_counts(label_counts)
+        scales = self._scale_losses(global_counts).to(self.groups.device)
+        sums = self._run(micro_batches, scales)
+        total, scale, counts = self._read(sums, scales, global_counts)
         forward_backward_s = time.perf_counter() - start
-        grad_norm = self._update(lr)
-        divisor = self.groups.layout.dp_size * len(micro_batches)
+        loss = float(torch.dot(total, scale)) / (self.groups.layout.dp_size * len(micro_batches))
         names = self.settings.task_names
+        task_losses = {name: float(total[i]) / int(counts[i]) for i, name in enumerate(names) if counts[i] > 0}
+        reasons: list[str] = []
+
+        def accept(grad_norm: float) -> bool:
+            by_task = {f"loss/{name}": value for name, value in task_losses.items()}
+            reasons.append(self.settings.judge({"loss": loss, **by_task, "grad_norm": grad_norm}))
+            return not reasons[0]
+
+        grad_norm = self._update(lr, accept)
         return StepResult(
-            loss=float(torch.dot(total, scales.double())) / divisor,
-            task_losses={
-                name: float(total[i]) / int(global_counts[i]) for i, name in enumerate(names) if global_counts[i] > 0
-            },
-            label_counts={name: int(global_counts[i]) for i, name in enumerate(names)},
+            loss=loss,
+            task_losses=task_losses,
+            label_counts={name: int(counts[i]) for i, name in enumerate(names)},
             grad_norm=grad_norm,
             lr=lr,
             seconds={
                 "forward_backward": forward_backward_s,
                 "update": time.perf_counter() - start - forward_backward_s,
             },
+            skipped=reasons[0],
         )
 
-    def _sum_losses(self, sums: Tensor | None) -> Tensor:
-        """fp64 [tasks] on the CPU: loss sums of the global batch, equal on all ranks. Collective over: world."""
-        layout = self.groups.layout
+    def score(self, micro_batches: Sequence[Any], label_counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses of this dp rank's micro-batches without gradients; weights and optimizer stay as they are.
+
+        Args:
+            micro_batches: as in `train_step`, of any number that the schedule takes.
+            label_counts: int64 [tasks], labels in them.
+
+        Returns:
+            fp64 [tasks] sums of losses and int64 [tasks] labels over all dp ranks, both on the CPU.
+            Collective over: world.
+        """
+        global_counts = self._sum_counts(label_counts)
+        scales = torch.ones(len(self.settings.task_names), device=self.groups.device)
+        with torch.no_grad():
+            sums = self._run(micro_batches, scales, forward_only=True)
+        total, _, counts = self._read(sums, scales, global_counts)
+        return total, counts.long()
+
+    def _sum_counts(self, label_counts: Tensor) -> Tensor:
+        """Labels of the global batch, left on the device. Collective over: dp."""
+        global_counts = label_counts.to(self.groups.device, copy=True)
+        dist.all_reduce(global_counts, group=self.groups.dp)
+        return global_counts
+
+    def _run(self, micro_batches: Sequence[Any], scales: Tensor, *, forward_only: bool = False) -> Tensor | None:
+        settings = self.settings
+        micro_size = settings.parallel.micro_batch_size
+        return run_schedule(
+            self._scheduled, micro_batches, scales, settings.seq_len, micro_size, forward_only=forward_only
+        )
+
+    def _read(self, sums: Tensor | None, scales: Tensor, global_counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the host must know of a step, in one copy: fp64 [tasks] each, on the CPU and equal on all ranks.
+
+        Returns:
+            Loss sums of the global batch, scales, label counts. Collective over: world.
+        """
         total = torch.zeros(len(self.settings.task_names), dtype=torch.float64, device=self.groups.device)
         if sums is not None:
             total += sums.double()
         dist.all_reduce(total)
-        return total.cpu() / layout.tp_size  # tp ranks hold the same sums
+        read = torch.stack([total, scales.double(), global_counts.double()]).cpu()
+        return read[0] / self.groups.layout.tp_size, read[1], read[2]  # tp ranks hold the same sums
