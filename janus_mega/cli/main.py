@@ -12,8 +12,10 @@ import typer
 
 from data_pipeline.errors import UserError
 from janus_mega import __version__
+from janus_mega.cli.checkpoint import checkpoint_app
 from janus_mega.cli.data import data_app
 from janus_mega.cli.tokenizer import tokenizer_app
+from janus_mega.cli.verify import verify_app
 
 USER_ERROR_CODE = 2
 DEMO_DIR = Path("runs/demo")
@@ -34,6 +36,8 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(verify_app)
 
 
 def main() -> None:
