@@ -1,34 +1,42 @@
-"""Does a layout train as one process does? The run's own model and data, a few deterministic fp32 steps, each layout.
+"""Does a layout train as one process does? The run's own model or a shrunken one, a few deterministic fp32 steps.
 
 Every layout starts from the same weights and sees the same global batches, among them steps in which one data-parallel
-rank has no image to understand and one in which no rank has. Loss and gradient norm must agree: most silent errors of
-composed parallelism leave the first loss right and show in the norm.
+rank has no image to understand and one in which no rank has. Loss, gradient norm, each module's gradient norm and the
+weights at the end must agree: most silent errors of composed parallelism leave the first loss right and show in the
+norm.
 """
 
 import json
-import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
+import torch.distributed as dist
 
-from data_pipeline.plan.open import open_data
-from data_pipeline.spec import DataSpec, Task
-from data_pipeline.stream.collate import collate
-from data_pipeline.stream.dataset import RowDataset
-from data_pipeline.text.load import load_text_tokenizer
+from janus_mega.config import derive
 from janus_mega.config.schema import Module, ParallelConfig, Precision, Recompute, RunConfig
 from janus_mega.parallel.forked import run_ranks
-from janus_mega.parallel.groups import build_groups
-from janus_mega.train.janus import JanusWorkload, recipe_of
-from janus_mega.train.run import build_engine
+from janus_mega.parallel.groups import init_distributed
+from janus_mega.parallel.platform import device_of_rank
+from janus_mega.train.check_rows import RealRowsWorkload, SyntheticWorkload
+from janus_mega.train.janus import JanusWorkload
+from janus_mega.train.layout_trace import deviations, load_reference, save_reference, trace_steps
+from janus_mega.train.shrunk import one_process, shrink
 
 NUM_STEPS = 5
 GLOBAL_BATCH_SIZE = 8
 PEAK_LR = 1e-3
+TIMEOUT_S = 300.0
+BARS = {
+    "loss": 5e-6,  # measured worst 1.9e-7
+    "norm": 1e-5,  # measured worst 3e-7
+    "modules": 1e-5,  # measured worst 2e-7
+    "weights": 1e-5,  # measured worst 6e-6
+}
+"""Relative differences that pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +50,6 @@ class CheckedLayout:
     sequence_parallel: bool = False
 
 
-ONE_PROCESS = CheckedLayout("one process", 1)
 LAYOUTS = (
     CheckedLayout("tp 2", 2, tp_size=2),
     CheckedLayout("tp 2 + sequence parallel", 2, tp_size=2, sequence_parallel=True),
@@ -63,6 +70,94 @@ class LayoutFigures:
     max_norm_diff: float
     """Relative difference of the gradient norm."""
     seconds: float
+    max_module_diff: float
+    """Of a module's gradient norm."""
+    max_weight_diff: float
+    """Of a tensor of the weights after the last step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What `verify_layout` found."""
+
+    layout: str
+    world_size: int
+    num_steps: int
+    seconds: float
+    expected: dict[str, Any]
+    """Trace of the one process."""
+    found: dict[str, Any]
+    """Trace of the layout."""
+    deviations: dict[str, Any]
+    """Fields of `layout_trace.Deviations`."""
+
+    @property
+    def worst(self) -> dict[str, tuple[float, str]]:
+        """By the keys of BARS: the largest difference and what has it."""
+        parts = {"loss": {"": self.deviations["loss"]}, "norm": {"": self.deviations["norm"]}}
+        parts |= {key: self.deviations[key] for key in ("modules", "weights")}
+        return {key: max((value, name) for name, value in part.items()) for key, part in parts.items()}
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is above its bar."""
+        return all(value <= BARS[key] for key, (value, _) in self.worst.items())
+
+    def as_values(self) -> dict[str, Any]:
+        """Everything that was compared, as JSON values."""
+        worst = {key: {"value": value, "name": name, "bar": BARS[key]} for key, (value, name) in self.worst.items()}
+        return {"passed": self.passed, "worst": worst, **asdict(self)}
+
+
+def verify_layout(
+    config: RunConfig, world_size: int, work_dir: Path, *, num_steps: int = NUM_STEPS, real_rows: bool = False
+) -> Verdict:
+    """Compares a configuration's layout, its model shrunk, with one process, in forked ranks on this machine.
+
+    Args:
+        config: one that `validate` accepts.
+        world_size: ranks of the layout, a multiple of tp * pp.
+        work_dir: receives files that ranks exchange.
+        num_steps: optimizer steps; five go through every hard case once.
+        real_rows: the run's own rows instead of synthetic ones.
+
+    Raises:
+        torch.multiprocessing.ProcessRaisedException: a rank failed.
+        TimeoutError: ranks hang.
+    """
+    start = time.perf_counter()
+    small = shrink(config, derive.dp_size(config.parallel, world_size), keep_data=real_rows)
+    workload = RealRowsWorkload if real_rows else SyntheticWorkload
+    found = _compare(workload, small, world_size, num_steps, work_dir)
+    return Verdict(describe(config.parallel, world_size), world_size, num_steps, time.perf_counter() - start, **found)
+
+
+def verify_launched(config: RunConfig, work_dir: Path, *, num_steps: int = NUM_STEPS) -> Verdict:
+    """The same on the ranks that a launcher has started; `work_dir` is a directory that all of them see.
+
+    Rank 0 trains alone before it joins the others. Collective over: world, which must not be joined yet.
+    """
+    start = time.perf_counter()
+    world_size = int(os.environ["WORLD_SIZE"])
+    small = shrink(config, derive.dp_size(config.parallel, world_size))
+    if int(os.environ["RANK"]) == 0:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        run_ranks(_record, 1, SyntheticWorkload, one_process(small), num_steps, work_dir, timeout_s=TIMEOUT_S)
+    init_distributed(TIMEOUT_S)
+    found = _measure(SyntheticWorkload, small, num_steps, work_dir)
+    return Verdict(describe(config.parallel, world_size), world_size, num_steps, time.perf_counter() - start, **found)
+
+
+def describe(parallel: ParallelConfig, world_size: int) -> str:
+    """A layout in a line."""
+    parts = [f"tp {parallel.tp_size}", f"pp {parallel.pp_size}", f"dp {derive.dp_size(parallel, world_size)}"]
+    if parallel.virtual_pp_size > 1:
+        parts[1] += f" x {parallel.virtual_pp_size} chunks"
+    backend = parallel.backend.value
+    options = [backend if backend != "deepspeed" else f"ZeRO-{parallel.zero_stage}"]
+    options += ["sequence parallel"] if parallel.sequence_parallel else []
+    options += [f"recompute {parallel.recompute.value}"] if parallel.recompute is not Recompute.none else []
+    return ", ".join([" x ".join(parts), *options])
 
 
 def check_layouts(
@@ -71,92 +166,82 @@ def check_layouts(
     work_dir: Path,
     layouts: Sequence[CheckedLayout] = LAYOUTS,
 ) -> Iterator[LayoutFigures]:
-    """Compares layouts with one process, for each set of trainable modules; yields figures as they come.
+    """Compares layouts with one process on a run's own model and rows, for each set of trainable modules.
 
-    Forks ranks, so the calling process must not have run multi-threaded torch operations.
+    Forks ranks, so the calling process must not have run multi-threaded torch operations. Yields figures as they come.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     for stage, trainable in stages.items():
-        expected = _steps_of(config, trainable, ONE_PROCESS, work_dir)
+        trained = _with_checked_stage(config, trainable, work_dir)
+        run_ranks(_record, 1, RealRowsWorkload, one_process(trained), NUM_STEPS, work_dir)
         for layout in layouts:
             start = time.perf_counter()
-            found = _steps_of(config, trainable, layout, work_dir)
-            loss_diff, norm_diff = (
-                max(_relative(a[i], b[i]) for a, b in zip(found, expected, strict=True)) for i in range(2)
+            laid_out = replace(trained, parallel=_parallel_of(layout))
+            run_ranks(_measure, layout.world_size, RealRowsWorkload, laid_out, NUM_STEPS, work_dir)
+            worst = _verdict_of(layout, work_dir).worst
+            yield LayoutFigures(
+                stage,
+                layout.name,
+                worst["loss"][0],
+                worst["norm"][0],
+                time.perf_counter() - start,
+                worst["modules"][0],
+                worst["weights"][0],
             )
-            yield LayoutFigures(stage, layout.name, loss_diff, norm_diff, time.perf_counter() - start)
 
 
-def _relative(found: float, expected: float) -> float:
-    """Relative difference; infinite for what is not a number, which `max` would pass over."""
-    difference = abs(found - expected) / (abs(expected) or 1.0)
-    return math.inf if math.isnan(difference) else difference
+def _verdict_of(layout: CheckedLayout, work_dir: Path) -> Verdict:
+    return Verdict(layout.name, layout.world_size, NUM_STEPS, 0.0, **_result(work_dir))
 
 
-def _steps_of(
-    config: RunConfig, trainable: Sequence[Module], layout: CheckedLayout, work_dir: Path
-) -> list[tuple[float, float]]:
-    """(loss, gradient norm) of each step under a layout."""
-    config = replace(
+def _with_checked_stage(config: RunConfig, trainable: Sequence[Module], work_dir: Path) -> RunConfig:
+    return replace(
         config,
         run_dir=str(work_dir),
-        parallel=ParallelConfig(
-            tp_size=layout.tp_size,
-            pp_size=layout.pp_size,
-            sequence_parallel=layout.sequence_parallel,
-            precision=Precision.fp32,
-            recompute=Recompute.none,
-        ),
         optimizer=replace(config.optimizer, lr=PEAK_LR, warmup_steps=0),
         stage=replace(config.stage, trainable=list(trainable), init_from="", global_batch_size=GLOBAL_BATCH_SIZE),
     )
-    result = work_dir / "steps.json"
-    run_ranks(_train, layout.world_size, config, result)
-    return json.loads(result.read_text(encoding="utf-8"))
 
 
-def _train(config: RunConfig, result: Path) -> None:
-    groups = build_groups(
-        config.parallel.tp_size, config.parallel.pp_size, config.seed, config.parallel.virtual_pp_size
+def _parallel_of(layout: CheckedLayout) -> ParallelConfig:
+    return ParallelConfig(
+        tp_size=layout.tp_size,
+        pp_size=layout.pp_size,
+        sequence_parallel=layout.sequence_parallel,
+        precision=Precision.fp32,
     )
-    workload = _CheckWorkload(config)
-    engine, _ = build_engine(workload, recipe_of(config), groups)
-    layout = groups.layout
-    steps = []
-    for batches in workload.batches(layout.dp_rank, layout.dp_size, 0, NUM_STEPS):
-        counts = torch.stack([workload.count_labels(batch) for batch in batches]).sum(0)
-        step = engine.train_step([workload.place(batch, groups) for batch in batches], counts, config.optimizer.lr)
-        steps.append((step.loss, step.grad_norm))
-    if layout.rank == 0:
-        result.write_text(json.dumps(steps), encoding="utf-8")
 
 
-class _CheckWorkload(JanusWorkload):
-    """The stage's rows, with some replaced by rows that hold no image to understand."""
-
-    def __init__(self, config: RunConfig) -> None:
-        super().__init__(config)
-        self._rows = RowDataset(self.data)
-        tokenizer = load_text_tokenizer(config.data.text_tokenizer)
-        blind = open_data(_without_understanding(config.data), tokenizer, global_batch_size=GLOBAL_BATCH_SIZE)
-        self._blind_rows = RowDataset(blind)
-
-    def batches(self, dp_rank: int, dp_size: int, first_step: int, last_step: int) -> Iterator[list[dict[str, Tensor]]]:
-        """Micro-batches of one row. Odd steps: nothing to understand in the second half; the last step: nowhere."""
-        share = GLOBAL_BATCH_SIZE // dp_size
-        for step in range(first_step, last_step):
-            numbers = range(step * GLOBAL_BATCH_SIZE, (step + 1) * GLOBAL_BATCH_SIZE)
-            first_blind = 0 if step == last_step - 1 else GLOBAL_BATCH_SIZE // 2 if step % 2 else GLOBAL_BATCH_SIZE
-            rows = [
-                (self._rows if offset < first_blind else self._blind_rows)[number]
-                for offset, number in enumerate(numbers)
-            ]
-            yield [collate([row]) for row in rows[dp_rank * share : (dp_rank + 1) * share]]
+def _compare(
+    workload: type[JanusWorkload], config: RunConfig, world_size: int, num_steps: int, work_dir: Path
+) -> dict[str, Any]:
+    work_dir.mkdir(parents=True, exist_ok=True)
+    run_ranks(_record, 1, workload, one_process(config), num_steps, work_dir, timeout_s=TIMEOUT_S)
+    run_ranks(_measure, world_size, workload, config, num_steps, work_dir, timeout_s=TIMEOUT_S)
+    return _result(work_dir)
 
 
-def _without_understanding(spec: DataSpec) -> DataSpec:
-    sources = {
-        name: replace(source, weight=0.0) if source.task == Task.understanding else source
-        for name, source in spec.sources.items()
-    }
-    return replace(spec, sources=sources)
+_REFERENCE, _RESULT = "one_process.pt", "layout.json"
+
+
+def _record(workload: type[JanusWorkload], config: RunConfig, num_steps: int, work_dir: Path) -> None:
+    """The one process: trains, and leaves what it showed in the work directory."""
+    trace, pieces = trace_steps(workload(config), num_steps)
+    save_reference(work_dir / _REFERENCE, trace, pieces)
+
+
+def _measure(workload: type[JanusWorkload], config: RunConfig, num_steps: int, work_dir: Path) -> dict[str, Any]:
+    """A rank of the layout: trains and compares; rank 0 leaves the result. Collective over: world."""
+    trace, pieces = trace_steps(workload(config), num_steps)
+    expected, weights = load_reference(work_dir / _REFERENCE)
+    device = device_of_rank(int(os.environ.get("LOCAL_RANK", "0")))
+    off = deviations(trace, pieces, expected, weights, device)
+    result = {"expected": asdict(expected), "found": asdict(trace), "deviations": asdict(off)}
+    if dist.get_rank() == 0:
+        (work_dir / _RESULT).write_text(json.dumps(result), encoding="utf-8")
+    return result
+
+
+def _result(work_dir: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((work_dir / _RESULT).read_text(encoding="utf-8"))
+    return found
