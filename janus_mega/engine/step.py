@@ -31,6 +31,8 @@ class EngineSettings:
     """Rows' length (1 where rows are not sequences)."""
     judge: JudgeStep = stop_unless_finite
     """Decides before each update whether it is made."""
+    prepare: Callable[[Sequence[Any]], Sequence[Any]] = list
+    """What is done to the micro-batches of a step before the first forward pass."""
 
 
 class ScheduledEngine(ABC):
@@ -126,7 +128,12 @@ class ScheduledEngine(ABC):
         settings = self.settings
         micro_size = settings.parallel.micro_batch_size
         return run_schedule(
-            self._scheduled, micro_batches, scales, settings.seq_len, micro_size, forward_only=forward_only
+            self._scheduled,
+            settings.prepare(micro_batches),
+            scales,
+            settings.seq_len,
+            micro_size,
+            forward_only=forward_only,
         )
 
     def _read(self, sums: Tensor | None, scales: Tensor, global_counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -39,4 +39,5 @@ def loss_scales(
     schedule divides every micro-batch's loss by their number.
     """
     weights = torch.tensor([task_weights.get(name, 1.0) for name in task_names], dtype=torch.float64)
+    weights = weights.to(denominators.device, non_blocking=True)
     return (weights * dp_size * num_micro_batches / denominators).float()

@@ -85,3 +85,10 @@ def cuda_peak_bytes() -> int:
     import torch  # sampling a process tree needs no torch
 
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+
+
+def host_peak_bytes() -> int:
+    """Returns the most memory this process ever had resident in bytes, libraries and shared pages included."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

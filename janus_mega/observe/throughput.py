@@ -7,7 +7,8 @@ the gradient of its weights. So a module that trains costs 3 times its forward, 
 Attention scores and their product with values cost 4 * hidden_size per token and visible position. Conventions:
     causal   a token sees half of the row on average:  hidden_size * seq_len * 2 per layer
     palm     a token sees the whole row:                hidden_size * seq_len * 4 per layer (the PaLM paper's count)
-Both take the whole row as context, although documents of a packed row do not see each other.
+Both take the whole row as context, although documents of a packed row do not see each other; `step_flops` also counts
+what they do see, and what recomputation adds for the hardware.
 """
 
 from collections.abc import Collection
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from janus_mega.config import derive
-from janus_mega.config.schema import BackboneConfig, EncoderConfig, ModelConfig, Module
+from janus_mega.config.schema import BackboneConfig, EncoderConfig, ModelConfig, Module, Recompute
 
 
 class Convention(Enum):
@@ -59,7 +60,7 @@ PEAK_BF16_FLOPS = {
 """Dense bf16 FLOP/s by a part of the device's name; the first entry that matches counts."""
 
 
-def backbone_forward_flops(backbone: BackboneConfig, seq_len: int, convention: Convention) -> float:
+def backbone_forward_flops(backbone: BackboneConfig, seq_len: float, convention: Convention) -> float:
     """Returns the forward FLOPs of all decoder layers per token."""
     seen = {Convention.causal: 0.5, Convention.palm: 1.0}[convention] * seq_len
     attention_width = backbone.num_heads * derive.head_dim(backbone)
@@ -78,7 +79,7 @@ def encoder_forward_flops(encoder: EncoderConfig) -> float:
 
 
 def module_forward_flops(
-    model: ModelConfig, counts: StepCounts, seq_len: int, convention: Convention = Convention.causal
+    model: ModelConfig, counts: StepCounts, seq_len: float, convention: Convention = Convention.causal
 ) -> dict[Module, float]:
     """Returns the forward FLOPs of every module for one step; looking up a table costs none."""
     width, inner = model.backbone.hidden_size, derive.image_head_hidden_size(model)
@@ -100,12 +101,53 @@ def training_flops(
     model: ModelConfig,
     counts: StepCounts,
     trainable: Collection[Module],
-    seq_len: int,
+    seq_len: float,
     convention: Convention = Convention.causal,
 ) -> float:
     """Returns the model FLOPs of one training step, forward and backward, with `trainable` modules training."""
     forward = module_forward_flops(model, counts, seq_len, convention)
     return sum(flops * _passes(module, trainable) for module, flops in forward.items())
+
+
+def step_flops(
+    model: ModelConfig,
+    counts: StepCounts,
+    trainable: Collection[Module],
+    seq_len: int,
+    *,
+    squared_lengths: int,
+    recompute: Recompute,
+) -> dict[str, float]:
+    """Returns the FLOPs of some work under every convention in use, by the name of the utilisation made from each.
+
+    Args:
+        model: Architecture.
+        counts: The work.
+        trainable: Modules that train.
+        seq_len: Rows' length.
+        squared_lengths: Sum over documents of their length squared; half of it is what causal attention looks at.
+        recompute: What backward computes again.
+    """
+    mean_context = squared_lengths / counts.tokens if counts.tokens else 0.0
+    palm = training_flops(model, counts, trainable, seq_len, Convention.palm)
+    return {
+        "mfu_causal": training_flops(model, counts, trainable, seq_len, Convention.causal),
+        "mfu_palm": palm,
+        "mfu_documents": training_flops(model, counts, trainable, mean_context, Convention.causal),
+        "hfu": palm + _recomputed_flops(model, counts, trainable, seq_len, recompute),
+    }
+
+
+def _recomputed_flops(
+    model: ModelConfig, counts: StepCounts, trainable: Collection[Module], seq_len: int, recompute: Recompute
+) -> float:
+    """FLOPs of forward passes that backward repeats: of whole layers (full), of attention's core alone (selective)."""
+    if recompute is Recompute.none or _passes(Module.backbone, trainable) == 1:
+        return 0.0
+    layers = backbone_forward_flops(model.backbone, seq_len, Convention.palm)
+    if recompute is Recompute.selective:
+        layers -= backbone_forward_flops(model.backbone, 0, Convention.palm)
+    return counts.tokens * layers
 
 
 def _passes(module: Module, trainable: Collection[Module]) -> int:

@@ -6,7 +6,7 @@ endless order of epochs, dealt to dp ranks in contiguous parts.
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -89,6 +89,14 @@ class ImageTokenizerWorkload:
         """Pictures of a micro-batch."""
         return {"images": batch["pixel_values"].shape[0]}
 
+    def flops(self, amounts: Mapping[str, int], label_counts: Mapping[str, int]) -> dict[str, float]:
+        """Nobody counted."""
+        return {}
+
+    def validation_sets(self, dp_rank: int, dp_size: int) -> Mapping[str, Callable[[], list[dict[str, Tensor]]]]:
+        """None."""
+        return {}
+
     def extra_files(self) -> dict[str, bytes | Path]:
         """None: a checkpoint's config says everything."""
         return {}
@@ -107,6 +115,7 @@ def recipe_of(config: TokenizerRunConfig) -> Recipe:
         optimizer=config.optimizer,
         logging=config.logging,
         checkpoint=config.checkpoint,
+        health=config.health,
     )
 
 

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,18 @@ from janus_mega.config import derive
 from janus_mega.config.load import dump, save
 from janus_mega.config.schema import RunConfig
 from janus_mega.config.validate import validate_run
+from janus_mega.models.encode_ahead import prepare_with
 from janus_mega.models.init import initialize
 from janus_mega.models.janus import MODULE_ATTRIBUTES, build_chunks
 from janus_mega.models.losses import task_denominators
 from janus_mega.models.placement import TASKS, PlacedBatch, count_labels, place_batch
 from janus_mega.models.sharding import ShardedParameter
 from janus_mega.models.vision.image_tokenizer import load_image_tokenizer
+from janus_mega.observe.throughput import StepCounts, step_flops
 from janus_mega.parallel.groups import ProcessGroups, build_groups, init_distributed
 from janus_mega.train.order import PlannedOrder
 from janus_mega.train.run import run
+from janus_mega.train.validation_rows import open_validation_sets, read_validation_rows
 from janus_mega.train.workload import BuiltModel, Recipe
 
 _log = logging.getLogger(__name__)
@@ -60,6 +64,9 @@ class JanusWorkload:
         self.order = PlannedOrder(self.data)
         check_supply(self.data.plan, derive.last_step(config.stage))
         self._check_image_tokenizer()
+        self._validation = (
+            open_validation_sets(config.data, config.validation.sets, tokenizer) if config.validation.every else {}
+        )
 
     def _check_image_tokenizer(self) -> None:
         path = self.config.data.image_tokenizer
@@ -82,7 +89,7 @@ class JanusWorkload:
             chunk.train_only(config.stage.trainable)
         modules = {module.value: attribute for module, attribute in MODULE_ATTRIBUTES.items()}
         trainable = [module.value for module in config.stage.trainable]
-        return BuiltModel(chunks, modules, trainable)
+        return BuiltModel(chunks, modules, trainable, prepare_with(chunks[0], config.parallel))
 
     def initialize(self, shards: Iterable[ShardedParameter]) -> None:
         """Fresh, layout-independent weights."""
@@ -111,13 +118,45 @@ class JanusWorkload:
         return task_denominators(global_counts, self.config.loss.normalization)
 
     def measure(self, batch: dict[str, Tensor]) -> dict[str, int]:
-        """Tokens, padding and images of a micro-batch."""
-        padding = int((batch["token_kind"] == TokenKind.pad).sum())
+        """Tokens, padding, images, and document lengths squared (what attention sees, twice) of a micro-batch."""
+        is_padding = batch["token_kind"] == TokenKind.pad
+        padding = int(is_padding.sum())
+        borders = batch["cu_seqlens"].long()
+        starts, lengths = borders[:-1], borders.diff()
+        # Padding is a segment of its own; documents begin with a token.
+        documents = lengths[(lengths > 0) & ~is_padding.flatten()[starts.clamp_max(is_padding.numel() - 1)]]
         return {
             "tokens": batch["token_kind"].numel() - padding,
             "padding": padding,
+            "squared_lengths": int((documents * documents).sum()),
             "understanding_images": batch["pixel_values"].shape[0],
             "generation_tokens": int((batch["token_kind"] == TokenKind.image_gen).sum()),
+        }
+
+    def flops(self, amounts: Mapping[str, int], label_counts: Mapping[str, int]) -> dict[str, float]:
+        """See `throughput.step_flops`."""
+        counts = StepCounts(
+            tokens=amounts["tokens"],
+            understanding_images=amounts["understanding_images"],
+            generation_tokens=amounts["generation_tokens"],
+            text_labels=label_counts["text"] + label_counts["understanding"],
+            image_labels=label_counts["generation"],
+        )
+        return step_flops(
+            self.config.model,
+            counts,
+            self.config.stage.trainable,
+            self.seq_len,
+            squared_lengths=amounts["squared_lengths"],
+            recompute=self.config.parallel.recompute,
+        )
+
+    def validation_sets(self, dp_rank: int, dp_size: int) -> Mapping[str, Callable[[], list[dict[str, Tensor]]]]:
+        """Rows of the sets' own plans, read anew each time."""
+        micro_size = self.config.parallel.micro_batch_size
+        return {
+            name: partial(read_validation_rows, data, micro_size, dp_rank, dp_size)
+            for name, data in self._validation.items()
         }
 
     def extra_files(self) -> dict[str, bytes | Path]:
@@ -140,6 +179,9 @@ def recipe_of(config: RunConfig) -> Recipe:
         optimizer=config.optimizer,
         logging=config.logging,
         checkpoint=config.checkpoint,
+        health=config.health,
+        validate_every=config.validation.every,
+        samples=config.samples,
     )
 
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
+from data_pipeline.explain.blame import blame_step
 from data_pipeline.plan.difference import IDENTITY_FILE, difference, load_identity, save_identity
 from data_pipeline.plan.open import OpenData
 from data_pipeline.schema import Hole
@@ -35,6 +37,12 @@ class DataOrder(Protocol):
 
     def keep(self, run_dir: Path) -> None:
         """Keeps beside the run what the order was made of."""
+
+    def source_tokens(self, first_step: int, last_step: int) -> dict[str, int]:
+        """Tokens of each source in the batches after `first_step` up to `last_step` steps, as planned; may be empty."""
+
+    def samples(self, step: int) -> list[dict[str, Any]]:
+        """What was in the batch of a step, counted from 1: source, uid and row of each document, with sources."""
 
     def row_digests(self, batches: Sequence[Any]) -> list[bytes]:
         """32 bytes for each row of some micro-batches; empty where rows have no hash."""
@@ -63,6 +71,14 @@ class FixedOrder:
 
     def keep(self, run_dir: Path) -> None:
         """Nothing to keep."""
+
+    def source_tokens(self, first_step: int, last_step: int) -> dict[str, int]:
+        """Nothing: there are no sources."""
+        return {}
+
+    def samples(self, step: int) -> list[dict[str, Any]]:
+        """None have names."""
+        return []
 
     def row_digests(self, batches: Sequence[Any]) -> list[bytes]:
         """None."""
@@ -114,6 +130,18 @@ class PlannedOrder:
     def keep(self, run_dir: Path) -> None:
         """Writes plan.json."""
         save_identity(self._data.plan, run_dir / IDENTITY_FILE)
+
+    def source_tokens(self, first_step: int, last_step: int) -> dict[str, int]:
+        """By the plan alone, so broken samples count as if they were whole; every source has an entry."""
+        plan = self._data.plan
+        rows = plan.rows(range(first_step * plan.global_batch_size, last_step * plan.global_batch_size))
+        tokens = np.bincount(rows.source_no, weights=rows.length, minlength=len(plan.sources))
+        return {source.name: int(count) for source, count in zip(plan.sources, tokens, strict=True)}
+
+    def samples(self, step: int) -> list[dict[str, Any]]:
+        """From the plan; goes to the sources' indexes."""
+        documents = blame_step(self._data, step)
+        return [{"source": found.source, "uid": found.uid, "row": found.row} for found in documents]
 
     def row_digests(self, batches: Sequence[dict[str, Tensor]]) -> list[bytes]:
         """sha256 of each row."""

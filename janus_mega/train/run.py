@@ -9,26 +9,28 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from data_pipeline.errors import UserError
-from janus_mega.checkpoint.manager import apply_retention, find_latest, save_checkpoint
+from janus_mega.checkpoint.manager import find_latest
 from janus_mega.checkpoint.reader import CheckpointReader, open_checkpoint
-from janus_mega.checkpoint.state import TrainState
 from janus_mega.config.schema import Backend
+from janus_mega.engine.call_check import check_calls
 from janus_mega.engine.deepspeed_backend import DeepSpeedEngine
 from janus_mega.engine.interface import StatefulEngine
 from janus_mega.engine.megatron_backend import MegatronEngine
-from janus_mega.engine.state import load_weights, moment_slices, restore_masters, restore_moments, weight_slices
+from janus_mega.engine.state import load_weights, restore_masters, restore_moments
 from janus_mega.engine.step import EngineSettings
+from janus_mega.models.backbone import compile_layers
 from janus_mega.models.losses import loss_scales
 from janus_mega.models.sharding import ShardedParameter, sharded_parameters
+from janus_mega.observe.oom import memory_snapshot_on_failure
 from janus_mega.observe.progress import Progress
 from janus_mega.observe.sinks import open_sinks
 from janus_mega.optim.param_groups import build_param_groups
 from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.train.hooks.build import Session, build_hooks
 from janus_mega.train.loop import train
+from janus_mega.train.saving import CHECKPOINTS_DIR, Saver
 from janus_mega.train.workload import Recipe, Workload
 
 _log = logging.getLogger(__name__)
@@ -39,9 +41,6 @@ _BACKENDS: dict[Backend, type[DeepSpeedEngine] | type[MegatronEngine]] = {
 }
 
 _DIFFERENCES_TOLD = 4
-
-CHECKPOINTS_DIR = "checkpoints"
-"""Folder of a run directory that holds its checkpoints."""
 
 
 def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
@@ -66,34 +65,17 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
     if layout.rank == 0:
         workload.order.keep(recipe.run_dir)
 
-    def save(step: int) -> Path:
-        state = TrainState(
-            step=step,
-            consumed_rows=step * recipe.global_batch_size,
-            plan_digest=workload.order.digest,
-            config_text=workload.config_text,
-            data_cursor=workload.order.cursor(step),
-        )
-        saved = save_checkpoint(
-            root,
-            [*weight_slices(engine, shards), *moment_slices(engine, shards)],
-            state,
-            rank=layout.rank,
-            world_size=layout.world_size,
-            barrier=dist.barrier,
-            extra_files=workload.extra_files(),
-        )
-        if layout.rank == 0:
-            apply_retention(root, recipe.checkpoint.keep_last)
-        return saved
-
     is_writer = layout.rank == 0
     with (
-        open_sinks(recipe.run_dir, tensorboard=recipe.logging.tensorboard, enabled=is_writer) as sinks,
+        open_sinks(
+            recipe.run_dir, tensorboard=recipe.logging.tensorboard, wandb=recipe.logging.wandb, enabled=is_writer
+        ) as sinks,
         Progress(recipe.name, recipe.last_step - first_step, enabled=is_writer) as progress,
+        memory_snapshot_on_failure(recipe.run_dir, layout.rank, history=recipe.logging.memory_history),
     ):
+        saver = Saver(workload, recipe, engine, shards)
         session = Session(
-            workload, recipe, groups, engine, sinks, progress, save, saved_step=first_step if reader else -1
+            workload, recipe, groups, engine, sinks, progress, saver, saved_step=first_step if reader else -1
         )
         train(engine, workload, recipe, groups, build_hooks(session), first_step)
     final = find_latest(root)
@@ -121,6 +103,11 @@ def build_engine(
         load_weights(shards, reader.read_box)
     else:
         workload.initialize(shards)
+    if recipe.parallel.check_calls:
+        check_calls(chunks, {name: built.modules[name] for name in built.trainable}, groups)
+    if recipe.parallel.compile:
+        for chunk in chunks:
+            compile_layers(chunk.decoder)
     param_groups = build_param_groups(chunks, built.modules, built.trainable, recipe.optimizer)
     num_micro_batches = recipe.global_batch_size // (recipe.parallel.micro_batch_size * layout.dp_size)
 
@@ -128,7 +115,9 @@ def build_engine(
         denominators = workload.denominators(global_counts)
         return loss_scales(denominators, workload.task_names, workload.task_weights, layout.dp_size, num_micro_batches)
 
-    settings = EngineSettings(recipe.parallel, recipe.optimizer, workload.task_names, workload.seq_len)
+    settings = EngineSettings(
+        recipe.parallel, recipe.optimizer, workload.task_names, workload.seq_len, prepare=built.prepare
+    )
     engine = _BACKENDS[recipe.parallel.backend](chunks, param_groups, groups, settings, scale_losses)
     if reader:
         restore_masters(engine, shards, reader.read_box)

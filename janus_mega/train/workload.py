@@ -4,14 +4,21 @@ A workload builds this rank's chunk, yields this dp rank's micro-batches, and sa
 run shares whatever it trains (optimizer, layout, saving) is in `Recipe`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from janus_mega.config.schema import CheckpointConfig, LoggingConfig, OptimizerConfig, ParallelConfig
+from janus_mega.config.schema import (
+    CheckpointConfig,
+    HealthConfig,
+    LoggingConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    SamplesConfig,
+)
 from janus_mega.models.sharding import ShardedParameter
 from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.train.order import DataOrder
@@ -35,6 +42,10 @@ class Recipe:
     optimizer: OptimizerConfig
     logging: LoggingConfig
     checkpoint: CheckpointConfig
+    validate_every: int = 0
+    """Steps between validations, 0 never."""
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,8 @@ class BuiltModel:
     """Name of each trainable-or-frozen module -> attribute of a chunk."""
     trainable: Sequence[str]
     """Names of the modules that train, on any rank."""
+    prepare: Callable[[Sequence[Any]], Sequence[Any]] = list
+    """What is done to the placed micro-batches of a step before the first forward pass."""
 
 
 class Workload(Protocol):
@@ -85,6 +98,17 @@ class Workload(Protocol):
 
     def measure(self, batch: Any) -> dict[str, int]:
         """Amounts in a micro-batch that metrics report (tokens, images, ...); always the same keys."""
+
+    def flops(self, amounts: Mapping[str, int], label_counts: Mapping[str, int]) -> dict[str, float]:
+        """FLOPs of some steps under each convention, by the name of the utilisation; empty where nobody counted.
+
+        Args:
+            amounts: sums of `measure`.
+            label_counts: labels by task.
+        """
+
+    def validation_sets(self, dp_rank: int, dp_size: int) -> Mapping[str, Callable[[], list[Any]]]:
+        """Reads this dp rank's micro-batches of each validation set, by name; the same whenever it is called."""
 
     def extra_files(self) -> dict[str, bytes | Path]:
         """Files that a checkpoint must carry besides tensors."""

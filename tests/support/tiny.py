@@ -1,6 +1,6 @@
 """The smallest Janus and batches that still exercise every path, and a workload over them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from janus_mega.config.schema import (
     ParallelConfig,
     Precision,
 )
+from janus_mega.models.encode_ahead import prepare_with
 from janus_mega.models.init import initialize
 from janus_mega.models.janus import MODULE_ATTRIBUTES, build_chunks
 from janus_mega.models.losses import task_denominators
@@ -155,15 +156,16 @@ class TinyWorkload:
         self.parallel = parallel
         self.trainable = tuple(trainable)
         self.normalization = LossNormalization.per_token
+        self.loss = LossConfig()
         self.order = FixedOrder("tiny")
 
     def build(self, groups: ProcessGroups) -> BuiltModel:
-        chunks = build_chunks(self.model, self.parallel, LossConfig(), groups.layout)
+        chunks = build_chunks(self.model, self.parallel, self.loss, groups.layout)
         for chunk in chunks:
             chunk.train_only(self.trainable)
         modules = {module.value: attribute for module, attribute in MODULE_ATTRIBUTES.items()}
         names = [module.value for module in self.trainable]
-        return BuiltModel(chunks, modules, names)
+        return BuiltModel(chunks, modules, names, prepare_with(chunks[0], self.parallel))
 
     def initialize(self, shards: Iterable[ShardedParameter]) -> None:
         initialize(shards, self.model.backbone, seed=0)
@@ -188,6 +190,15 @@ class TinyWorkload:
 
     def measure(self, batch: dict[str, Tensor]) -> dict[str, int]:
         return {"tokens": int((batch["token_kind"] != TokenKind.pad).sum())}
+
+    def flops(self, amounts: Mapping[str, int], label_counts: Mapping[str, int]) -> dict[str, float]:
+        return {}
+
+    def validation_sets(self, dp_rank: int, dp_size: int) -> Mapping[str, Callable[[], list[dict[str, Tensor]]]]:
+        """The batches of two steps of training."""
+        return {
+            f"step_{step}": lambda step=step: next(self.batches(dp_rank, dp_size, step, step + 1)) for step in (0, 1)
+        }
 
     def extra_files(self) -> dict[str, bytes | Path]:
         return {}

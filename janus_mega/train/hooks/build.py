@@ -3,7 +3,7 @@
 What decides whether the step stands comes first, what saves it comes last.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from janus_mega.engine.interface import StatefulEngine
@@ -11,9 +11,15 @@ from janus_mega.observe.progress import Progress
 from janus_mega.observe.sinks import SinkGroup
 from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.train.hooks.checkpoints import CheckpointHook
+from janus_mega.train.hooks.collection import CollectionHook
 from janus_mega.train.hooks.data_log import DataHook
 from janus_mega.train.hooks.metrics import MetricsHook
+from janus_mega.train.hooks.monitors import MonitorHook
+from janus_mega.train.hooks.profiler import ProfilerHook
+from janus_mega.train.hooks.samples import SamplesHook
+from janus_mega.train.hooks.validation import ValidationHook
 from janus_mega.train.loop import Hook
+from janus_mega.train.saving import Saver
 from janus_mega.train.workload import Recipe, Workload
 
 
@@ -27,17 +33,34 @@ class Session:
     engine: StatefulEngine
     sinks: SinkGroup
     progress: Progress
-    save: Callable[[int], object]
-    """Saves a checkpoint of a step. Collective over: world."""
+    saver: Saver
     saved_step: int
     """Step of the checkpoint that the run continues from, -1 if from none."""
 
 
 def build_hooks(session: Session) -> list[Hook]:
-    """The hooks of a run."""
-    recipe, logging = session.recipe, session.recipe.logging
+    """The hooks of a run; those that are not configured do not exist."""
+    recipe, logging, groups = session.recipe, session.recipe.logging, session.groups
+    hook_seconds: dict[str, float] = {}
     return [
-        MetricsHook(session.workload, session.groups, session.sinks, session.progress, logging.log_every),
-        DataHook(session.workload.order, session.groups, recipe.run_dir, logging.log_every),
-        CheckpointHook(session.save, recipe.checkpoint.save_every, session.saved_step),
+        MetricsHook(session.workload, recipe, groups, session.sinks, session.progress, hook_seconds),
+        DataHook(session.workload.order, groups, recipe.run_dir, logging.log_every),
+        *_looking_hooks(session, hook_seconds),
+        CheckpointHook(session.saver.save, recipe.checkpoint.save_every, session.saved_step, hook_seconds),
     ]
+
+
+def _looking_hooks(session: Session, hook_seconds: dict[str, float]) -> Iterator[Hook]:
+    """Those that are off unless asked for."""
+    recipe, logging, groups, sinks = session.recipe, session.recipe.logging, session.groups, session.sinks
+    if logging.gc_every:
+        yield CollectionHook(logging.gc_every)
+    if logging.profile_steps:
+        first, last = logging.profile_steps
+        yield ProfilerHook(recipe.run_dir, groups.layout.rank, (first, last), max(session.saved_step, 0))
+    if logging.monitor_every:
+        yield MonitorHook(session.engine, groups, sinks, logging.monitor_every)
+    if recipe.validate_every:
+        yield ValidationHook(session.workload, groups, session.engine, sinks, recipe.validate_every, hook_seconds)
+    if recipe.samples.every:
+        yield SamplesHook(recipe.samples, recipe.run_dir, groups, sinks, session.saver.save_weights, hook_seconds)

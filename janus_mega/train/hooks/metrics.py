@@ -1,31 +1,54 @@
-"""Averaged metrics every few steps, and the progress bar."""
+"""Averaged metrics every few steps, and the progress bar.
+
+Seconds are the host's clock. `data` waits for batches and places them; `forward_backward` counts labels, runs the
+schedule and reads the losses, so on a GPU it ends when that work has; `reduce`, where the backend does it apart,
+reduces gradients over dp (megatron; DeepSpeed reduces inside of the phases beside it); `update` is the rest of the
+optimizer's step; `step` is the whole step. What hooks took since the last line is under `hook_seconds`.
+"""
 
 from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
+from janus_mega.observe.memory import cuda_peak_bytes, host_peak_bytes
 from janus_mega.observe.progress import Progress
 from janus_mega.observe.sinks import SinkGroup
+from janus_mega.observe.throughput import mfu, peak_flops, tokens_per_s
 from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.train.loop import StepEvent
-from janus_mega.train.workload import Workload
+from janus_mega.train.workload import Recipe, Workload
+
+_GIB = 2**30
 
 
 class MetricsHook:
     """Writes averaged metrics every few steps and moves the progress bar.
 
-    Losses and the norm come reduced from the engine; amounts (tokens, images) are summed over dp when written.
+    Losses and the norm come reduced from the engine; amounts (tokens, images) are summed over dp and peaks taken over
+    all ranks when a line is due, and read in one copy.
     """
 
     def __init__(
-        self, workload: Workload, groups: ProcessGroups, sinks: SinkGroup, progress: Progress, log_every: int
+        self,
+        workload: Workload,
+        recipe: Recipe,
+        groups: ProcessGroups,
+        sinks: SinkGroup,
+        progress: Progress,
+        hook_seconds: dict[str, float],
     ) -> None:
+        """`hook_seconds` is filled by other hooks and emptied here."""
         self._workload = workload
+        self._recipe = recipe
         self._groups = groups
         self._sinks = sinks
         self._progress = progress
-        self._log_every = log_every
+        self._hook_seconds = hook_seconds
+        self._peak_flops = recipe.logging.peak_flops or _peak_of(groups.device)
         self._reset()
 
     def _reset(self) -> None:
@@ -33,14 +56,16 @@ class MetricsHook:
         self._sums: dict[str, float] = defaultdict(float)
         self._label_counts: dict[str, int] = defaultdict(int)
         self._amounts: dict[str, int] = defaultdict(int)
+        self._hook_seconds.clear()
 
     def after_step(self, event: StepEvent) -> None:
-        """Adds a step; writes a line when due. Collective over: dp (when due)."""
+        """Adds a step; writes a line when due. Collective over: world (when due)."""
         result = event.result
         self._steps += 1
+        for name, count in result.label_counts.items():
+            self._label_counts[name] += count
         for name, loss in result.task_losses.items():
             self._sums[f"loss/{name}"] += loss * result.label_counts[name]
-            self._label_counts[name] += result.label_counts[name]
         self._sums["loss"] += result.loss
         self._sums["grad_norm"] += result.grad_norm
         for phase, seconds in {"data": event.data_s, "step": event.step_s, **result.seconds}.items():
@@ -49,27 +74,63 @@ class MetricsHook:
             for name, amount in self._workload.measure(batch).items():
                 self._amounts[name] += amount
         self._progress.advance(note=f"loss {result.loss:.3f}")
-        if event.step % self._log_every == 0:
+        if event.step % self._recipe.logging.log_every == 0:
             self._write(event.step, result.lr)
 
     def at_end(self, step: int) -> None:
-        """Writes what is left. Collective over: dp."""
+        """Writes what is left. Collective over: world."""
         if self._steps:
             self._write(step, None)
 
     def _write(self, step: int, lr: float | None) -> None:
-        names = sorted(self._amounts)
-        amounts = torch.tensor([self._amounts[name] for name in names], device=self._groups.device)
-        dist.all_reduce(amounts, group=self._groups.dp)
+        amounts, peaks = self._reduced()
         values = {
             name: total / (self._label_counts[name[5:]] if name.startswith("loss/") else self._steps)
             for name, total in self._sums.items()
         }
-        for name, amount in zip(names, amounts.tolist(), strict=True):
-            values[f"amount/{name}"] = amount / self._steps
-            if name == "tokens":
-                values["tokens_per_s"] = amount / self._sums["seconds/step"]
+        values |= {f"amount/{name}": amount / self._steps for name, amount in amounts.items()}
+        values |= self._rates(amounts) | peaks
+        values |= {f"hook_seconds/{name}": seconds for name, seconds in self._hook_seconds.items()}
         if lr is not None:
             values["lr"] = lr
+            values |= {f"lr/{name}": lr * scale for name, scale in self._recipe.optimizer.lr_scales.items()}
+        if self._groups.layout.rank == 0:
+            values |= _shares(self._workload.order.source_tokens(step - self._steps, step))
         self._sinks.scalars(step, values)
         self._reset()
+
+    def _reduced(self) -> tuple[dict[str, int], dict[str, float]]:
+        """Amounts over dp, and peaks of memory over the world in GiB; the one host synchronisation of a line."""
+        names = sorted(self._amounts)
+        peaks = {"memory/host_peak_gib": host_peak_bytes(), "memory/device_peak_gib": cuda_peak_bytes()}
+        amounts = torch.tensor([self._amounts[name] for name in names], device=self._groups.device)
+        largest = torch.tensor(list(peaks.values()), device=self._groups.device)
+        dist.all_reduce(amounts, group=self._groups.dp)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        read: Tensor = torch.cat([amounts, largest]).cpu()
+        found = read.tolist()
+        in_gib = {name: peak / _GIB for name, peak in zip(peaks, found[len(names) :], strict=True) if peak}
+        return dict(zip(names, found, strict=False)), in_gib
+
+    def _rates(self, amounts: Mapping[str, int]) -> dict[str, float]:
+        """Tokens, padding and utilisation; per device means per rank of the job."""
+        seconds, devices = self._sums["seconds/step"], self._groups.layout.world_size
+        values: dict[str, float] = {}
+        if "tokens" in amounts:
+            values["tokens_per_s"] = tokens_per_s(amounts["tokens"], seconds)
+            values["tokens_per_s_per_device"] = values["tokens_per_s"] / devices
+        if "padding" in amounts:
+            values["padding_share"] = amounts["padding"] / ((amounts["tokens"] + amounts["padding"]) or 1)
+        for name, flops in self._workload.flops(amounts, self._label_counts).items():
+            values[f"tflops_per_device/{name}"] = mfu(flops, seconds, devices, 1e12)
+            if self._peak_flops:
+                values[name] = mfu(flops, seconds, devices, self._peak_flops)
+        return values
+
+
+def _shares(tokens: Mapping[str, int]) -> dict[str, Any]:
+    return {f"source_tokens/{name}": count for name, count in tokens.items()}
+
+
+def _peak_of(device: torch.device) -> float | None:
+    return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None

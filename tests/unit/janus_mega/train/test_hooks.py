@@ -1,10 +1,13 @@
 """Metrics are means over steps and labels, summed over dp; checkpoints are saved when due and never twice."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from janus_mega.config.schema import LoggingConfig
 from janus_mega.engine.interface import StepResult
 from janus_mega.observe.progress import Progress
 from janus_mega.observe.sinks import SinkGroup
@@ -12,7 +15,9 @@ from janus_mega.parallel.groups import build_groups
 from janus_mega.train.hooks.checkpoints import CheckpointHook
 from janus_mega.train.hooks.metrics import MetricsHook
 from janus_mega.train.loop import StepEvent
+from janus_mega.train.order import FixedOrder
 from tests.support.ranks import results_of_ranks
+from tests.support.tiny import fp32, tiny_recipe
 
 
 class Recorder:
@@ -31,8 +36,13 @@ class Recorder:
 class Measured:
     """A workload whose batches are their own amounts."""
 
+    order = FixedOrder("measured")
+
     def measure(self, batch: dict[str, int]) -> dict[str, int]:
         return batch
+
+    def flops(self, amounts: Mapping[str, int], label_counts: Mapping[str, int]) -> dict[str, float]:
+        return {"mfu_causal": 1e12 * amounts["tokens"] + label_counts["text"]}
 
 
 def event(step: int, loss: float, counts: dict[str, int], batches: list[dict[str, int]]) -> StepEvent:
@@ -53,7 +63,10 @@ def write_metrics() -> list[Any]:
     groups = build_groups(tp_size=1, pp_size=1)
     recorder = Recorder()
     with Progress("test", 3, enabled=False) as progress:
-        hook = MetricsHook(Measured(), groups, SinkGroup([recorder]), progress, log_every=2)
+        recipe = replace(tiny_recipe(Path(), fp32(), 3), logging=LoggingConfig(log_every=2, peak_flops=4e12))
+        hook_seconds = {}
+        hook = MetricsHook(Measured(), recipe, groups, SinkGroup([recorder]), progress, hook_seconds)
+        hook_seconds["save"] = 7.0
         for given in EVENTS:
             hook.after_step(event(*given))
         hook.at_end(3)
@@ -64,7 +77,7 @@ def write_metrics() -> list[Any]:
 @pytest.mark.dist
 def test_metrics_of_two_ranks() -> None:
     first, second = results_of_ranks(write_metrics, 2)
-    assert first == second
+    assert [row["loss"] for _, row in first] == [row["loss"] for _, row in second]
     (step, row), (last_step, last_row) = first
     assert (step, last_step) == (2, 3)
     assert row["loss"] == pytest.approx(2.0)
@@ -76,6 +89,11 @@ def test_metrics_of_two_ranks() -> None:
     assert row["amount/tokens"] == pytest.approx(2 * 32 / 2)  # two ranks, per step
     assert row["amount/images"] == pytest.approx(2 * 3 / 2)
     assert row["tokens_per_s"] == pytest.approx(2 * 32 / 4.0)
+    assert row["tokens_per_s_per_device"] == pytest.approx(32 / 4.0)
+    assert row["tflops_per_device/mfu_causal"] == pytest.approx(64 / (4.0 * 2))
+    assert row["mfu_causal"] == pytest.approx(64 / (4.0 * 2) / 4)
+    assert row["memory/host_peak_gib"] > 0
+    assert (row["hook_seconds/save"], "hook_seconds/save" in last_row) == (7.0, False)
     assert row["lr"] == pytest.approx(0.2)
     assert last_row["loss"] == pytest.approx(5.0)
     assert last_row["amount/tokens"] == pytest.approx(12.0)

@@ -1,0 +1,132 @@
+"""What the model draws and answers as it trains, at fixed prompts, through the same code that a finished model runs in.
+
+Weights take the road of a checkpoint: all ranks write theirs into the run directory, rank 0 reads them as a model,
+draws, and removes them. So every layout can be sampled, and a sample shows what a checkpoint of that step would draw.
+It costs a checkpoint without optimizer on the disk and the other ranks' patience.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image
+
+from data_pipeline.errors import UserError
+from data_pipeline.images import ImageError, decode_image, understanding_view
+from janus_mega.config.schema import SamplesConfig
+from janus_mega.infer.model import InferenceModel, load_trained
+from janus_mega.observe.sinks import SinkGroup
+from janus_mega.parallel.groups import ProcessGroups
+from janus_mega.train.loop import StepEvent
+
+SAMPLES_DIR = "samples"
+"""Folder of a run directory that receives drawings and answers."""
+_COLUMNS = 8
+
+
+class SamplesHook:
+    """Writes `samples/step-<step>.{png,json}` and the same to the sinks, every few steps."""
+
+    def __init__(
+        self,
+        config: SamplesConfig,
+        run_dir: Path,
+        groups: ProcessGroups,
+        sinks: SinkGroup,
+        save_weights: Callable[[Path, int], Path],
+        hook_seconds: dict[str, float],
+    ) -> None:
+        """`save_weights` writes a checkpoint without optimizer below a folder. Collective over: world.
+
+        Raises:
+            UserError: a picture of a question is missing or no picture.
+        """
+        self._config = config
+        self._pictures = [_read_picture(path) for path in config.questions]
+        self._folder = run_dir / SAMPLES_DIR
+        self._groups = groups
+        self._sinks = sinks
+        self._save_weights = save_weights
+        self._hook_seconds = hook_seconds
+
+    def after_step(self, event: StepEvent) -> None:
+        """Samples when due. Collective over: world (when due)."""
+        if event.step % self._config.every == 0:
+            start = time.perf_counter()
+            self._sample(event.step)
+            self._hook_seconds["samples"] = self._hook_seconds.get("samples", 0.0) + time.perf_counter() - start
+
+    def at_end(self, step: int) -> None:
+        """The final checkpoint can be sampled at leisure."""
+
+    def _sample(self, step: int) -> None:
+        device, is_first = self._groups.device, self._groups.layout.rank == 0
+        scratch = self._folder / "weights"
+        if is_first:
+            shutil.rmtree(scratch, ignore_errors=True)
+        dist.barrier()
+        checkpoint = self._save_weights(scratch, step)
+        if is_first:
+            # Building a model may draw from the generators that training draws from.
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                self._show(load_trained(checkpoint, device), step)
+            shutil.rmtree(scratch)
+        dist.barrier()
+
+    def _show(self, model: InferenceModel, step: int) -> None:
+        told: dict[str, object] = {"step": step}
+        if self._config.captions:
+            ids, pictures = model.draw(self._config.captions, guidance_scale=self._config.guidance_scale)
+            grid = sheet(pictures)
+            Image.fromarray(grid).save(self._folder / f"step-{step:08d}.png")
+            use, entropy = code_use(ids, model.dialogue.geometry.codebook_size)
+            self._sinks.image(step, "samples/drawings", grid)
+            self._sinks.scalars(step, {"samples/codebook_use": use, "samples/code_entropy_bits": entropy})
+            told |= {"captions": self._config.captions, "codebook_use": use, "code_entropy_bits": entropy}
+        if self._config.questions:
+            side = model.dialogue.geometry.understanding_size
+            prompts = [
+                model.question(question, [understanding_view(picture, side)])
+                for picture, question in zip(self._pictures, self._config.questions.values(), strict=True)
+            ]
+            answers = model.generate_text(prompts, max_new_tokens=self._config.max_new_tokens)
+            told["answers"] = [
+                {"picture": path, "question": question, "answer": answer}
+                for (path, question), answer in zip(self._config.questions.items(), answers, strict=True)
+            ]
+            self._sinks.text(step, "samples/answers", json.dumps(told["answers"], indent=1, ensure_ascii=False))
+        content = json.dumps(told, indent=1, ensure_ascii=False)
+        (self._folder / f"step-{step:08d}.json").write_text(content + "\n", encoding="utf-8")
+
+
+def _read_picture(path: str) -> np.ndarray:
+    try:
+        return decode_image(Path(path).read_bytes())
+    except (OSError, ImageError) as error:
+        raise UserError(
+            f"samples.questions: {path}: {error}; name a picture that can be read, or leave it out"
+        ) from error
+
+
+def code_use(ids: np.ndarray, codebook_size: int) -> tuple[float, float]:
+    """Share of the codebook that occurs in some ids, and the entropy of their frequencies in bits."""
+    counts = np.bincount(ids.ravel(), minlength=codebook_size)
+    shares = counts[counts > 0] / counts.sum()
+    return len(shares) / codebook_size, float(-(shares * np.log2(shares)).sum()) + 0.0
+
+
+def sheet(pictures: np.ndarray) -> np.ndarray:
+    """One picture uint8 [height, width, 3] of a stack uint8 [n, 3, side, side], side by side in rows."""
+    count, _, side, _ = pictures.shape
+    columns = min(count, _COLUMNS)
+    rows = -(-count // columns)
+    canvas = np.full((rows * side, columns * side, 3), 255, np.uint8)
+    for number, picture in enumerate(pictures):
+        top, left = number // columns * side, number % columns * side
+        canvas[top : top + side, left : left + side] = picture.transpose(1, 2, 0)
+    return canvas
