@@ -189,6 +189,16 @@ class OptimizerConfig:
     """Steps of linear warm-up from 0."""
     min_lr_ratio: float = 0.0
     """Where cosine ends, as a share of lr."""
+    check_calls: bool = False
+    """Ask after every forward pass whether all dp ranks have called every trainable module, and stop with the names of
+    module and rank if not; costs a small reduction and a host synchronisation per micro-batch."""
+    verify_layout: VerifyLayout = VerifyLayout.off
+    """`before_start` first trains a shrunken copy, in this layout and in one process; the run starts if they agree."""
+    compile: bool = False
+    """Compile each decoder layer with torch.compile, attention excepted; the first step then takes minutes."""
+    encode_ahead: int = 0
+    """Images at a time for which a frozen understanding encoder runs before the schedule, over all micro-batches of the
+    step; 0 lets each micro-batch encode its own. The step then holds all their features."""
     weight_decay: float = 0.0
     """Decoupled decay of matrices; norms, biases and other vectors are never decayed."""
     beta1: float = 0.9
@@ -260,6 +270,9 @@ class LoggingConfig:
     likes."""
     memory_history: bool = False
     """Remember where CUDA memory was taken, for the snapshot that is written when it runs out; costs some time."""
+    task_gradients_every: int = 0
+    """Steps between gradient norms of the backbone per task and the cosine of understanding and generation, from extra
+    backward passes over one micro-batch (kept without recomputation); 0 never."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,6 +22,8 @@ from janus_mega.config.schema import (
     StageConfig,
     TokenizerRunConfig,
 )
+from janus_mega.config.validate_compute import compute_rules, tokenizer_compute_rules
+from janus_mega.config.validate_health import health_rules
 from janus_mega.config.validate_mixture import curve_of, mixture_rules
 from janus_mega.config.validate_model import image_tokenizer_rules, model_rules
 from janus_mega.config.validate_watch import logging_rules, samples_rules, validation_rules
@@ -82,6 +84,7 @@ def tokenizer_run_problems(config: TokenizerRunConfig, world_size: int) -> Itera
             "call, where ZeRO-3 holds no weights; set it to 1 or 2"
         )
     yield from parallel_rules(parallel, world_size)
+    yield from tokenizer_compute_rules(config)
     if config.num_steps < 1:
         yield f"num_steps {config.num_steps} must be at least 1"
     yield from batch_rules("global_batch_size", config.global_batch_size, parallel, world_size)
@@ -109,6 +112,10 @@ def _stage(config: RunConfig, world_size: int) -> Iterator[str]:
 
 
 def _mixture(config: RunConfig, world_size: int) -> Iterator[str]:
+def _compute(config: RunConfig, world_size: int) -> Iterator[str]:
+    return compute_rules(config)
+
+
     return mixture_rules(config.data)
 
 
@@ -278,3 +285,4 @@ RUN_RULES: tuple[Callable[[RunConfig, int], Iterator[str]], ...] = (
     _watch,
 )
 """Every rule of a training run, in the order in which they are reported."""
+    _compute,

@@ -111,6 +111,18 @@ def build_decoder(config: TransformerConfig, place: ChunkPlace, chunk_no: int = 
     )
 
 
+def compile_layers(decoder: TransformerBlock) -> None:
+    """Compiles each layer in place with torch.compile; names of parameters stay.
+
+    Attention stays outside: its documents differ from batch to batch in number and length, and it is one kernel
+    already. What is compiled sees [s, b, h] alone, so no batch makes it compile again.
+    """
+    for layer in decoder.layers:
+        attention = layer.self_attention.core_attention
+        attention.forward = torch.compiler.disable(attention.forward)
+        layer.compile()
+
+
 def rotary_angles(position_ids: Tensor, head_dim: int, theta: float) -> Tensor:
     """Angles of rotary position embedding (RoFormer, arXiv 2104.09864), position * theta^(-2i/d).
 

@@ -3,8 +3,8 @@
 A head returns the sum of cross entropies instead of logits: it is called with the labelled positions alone, works
 through them in chunks, and so never holds logits of a whole batch. In fp32 at tp 1 torch's fused linear-cross-entropy
 scores a chunk; above, each rank scores its part of the vocabulary and megatron-core's vocabulary-parallel cross entropy
-joins them. Two cases go through `vocab_loss` at any tp: z-loss, which needs the softmax's denominator, and bf16 at tp 1,
-where torch's would take the softmax, and round the sum over all positions, in bf16: a loss good to two or three digits.
+joins them. Two cases go through `vocab_loss` at any tp: z-loss, which needs the softmax's denominator, and bf16 at
+tp 1, where torch's would take the softmax, and round the sum over all positions, in bf16: good to two or three digits.
 
 Shapes: `n` labelled positions, `h` hidden_size, `v` ids of the head.
 """

@@ -3,11 +3,9 @@
 The first chunk holds both visual pathways and the text embedding, the last one both heads; each has its share of the
 decoder's layers. Attribute names are the global parameter names of checkpoints.
 
-A micro-batch may lack a pathway. Its trainable modules are then called on one dummy item whose result is multiplied by
-zero: every rank's backward must reach every trainable module in every micro-batch, or data-parallel ranks reduce
-different buckets (a hang, or silently wrong sums). It has to be a module call; ZeRO-3 gathers parameters there.
+Which modules a micro-batch calls, and on what where it lacks a pathway or a task, is told by the tables of `pathways`.
 
-Shapes: `s` seq_len, `b` rows, `h` hidden_size, `m` understanding images, `p` tokens of one.
+Shapes: `s` seq_len, `b` rows, `h` hidden_size.
 """
 
 from collections.abc import Collection
@@ -28,9 +26,9 @@ from janus_mega.config.schema import LossConfig, ModelConfig, Module, ParallelCo
 from janus_mega.models.adaptors import Adaptor
 from janus_mega.models.backbone import build_decoder, rotary_angles, transformer_config
 from janus_mega.models.heads import ImageHead, VocabParallelHead
+from janus_mega.models.pathways import HEADS, WAYS_IN, WayIn, place_in, walk_in
 from janus_mega.models.placement import PlacedBatch
 from janus_mega.models.vision.registry import build_encoder
-from janus_mega.models.vision.siglip import normalize_pixels
 from janus_mega.parallel.layout import ChunkPlace, Layout, chunk_places
 
 MODULE_ATTRIBUTES = {module: "decoder" if module == Module.backbone else module.value for module in Module}
@@ -82,7 +80,7 @@ class JanusChunk(nn.Module):
         Collective over: tp.
         """
         hidden = self.hidden_states(batch)
-        return self._loss_sums(hidden, batch) if self.place.is_last else hidden
+        return torch.stack(self.task_losses(hidden, batch)) if self.place.is_last else hidden
 
     def hidden_states(self, batch: PlacedBatch) -> Tensor:
         """Embeds (first chunk) and transforms: [s/tp, b, h]. Collective over: tp."""
@@ -99,54 +97,31 @@ class JanusChunk(nn.Module):
         stream = self.text_embedding(batch.text_ids)  # [s, b, h]
         shape = stream.shape
         stream = stream.flatten(0, 1)
-        stream = _place(stream, batch.understanding_index, self._understood(batch))
-        stream = _place(stream, batch.generation_index, self._drawn(batch))
+        for way in WAYS_IN:
+            stream = place_in(stream, way.index(batch), self._walk_in(way, batch))
         stream = stream.view(shape)
         return scatter_to_sequence_parallel_region(stream) if self.config.sequence_parallel else stream
 
-    def _understood(self, batch: PlacedBatch) -> Tensor | None:
-        """Features of understood images [m * p, h]; of one dummy image if there is none and modules train."""
-        pixels = batch.pixel_values
-        if pixels.shape[0] == 0:
-            if not self._trainable & {Module.understanding_encoder, Module.understanding_adaptor}:
-                return None
-            side = self.model.understanding.image_size
-            pixels = pixels.new_zeros(1, 3, side, side)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and Module.understanding_encoder in self._trainable):
-            features = self.understanding_encoder(normalize_pixels(pixels, self.config.params_dtype))
-        return self.understanding_adaptor(features).flatten(0, 1)
+    def _walk_in(self, way: WayIn, batch: PlacedBatch) -> Tensor | None:
+        return walk_in(way, self, batch, self.model, self._trainable)
 
-    def _drawn(self, batch: PlacedBatch) -> Tensor | None:
-        """Embeddings of drawn-image ids [g, h]; of one dummy id if there is none and modules train."""
-        ids = batch.generation_ids
-        if ids.shape[0] == 0:
-            if not self._trainable & {Module.generation_embedding, Module.generation_adaptor}:
-                return None
-            ids = ids.new_zeros(1)
-        return self.generation_adaptor(self.generation_embedding(ids))
+    def task_losses(self, hidden: Tensor, batch: PlacedBatch) -> list[Tensor]:
+        """fp32 [] each: sums of cross entropies (and z-losses) per task, from the last chunk's hidden states.
 
-    def _loss_sums(self, hidden: Tensor, batch: PlacedBatch) -> Tensor:
+        Collective over: tp.
+        """
         if self.config.sequence_parallel:
             # Every rank goes on with all positions, so the backward of the gather is a plain cut.
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
         flat = hidden.flatten(0, 1)  # [s * b, h]
         sums = []
         for task, index, labels in zip(TaskId, batch.label_index, batch.labels, strict=True):
-            head = self.image_head if task == TaskId.generation else self.text_head
+            head = self.get_submodule(HEADS[task].value)
             if index.shape[0]:
                 sums.append(head(flat.index_select(0, index), labels))
             else:
                 sums.append(head(flat[:1], labels.new_zeros(1)) * 0.0)
-        return torch.stack(sums)
-
-
-def _place(stream: Tensor, index: Tensor, values: Tensor | None) -> Tensor:
-    """Writes `values` [n, h] at `index` [n] of the flat stream; a dummy (empty index) only joins the graph, as zero."""
-    if values is None:
-        return stream
-    if index.shape[0] == 0:
-        return stream + 0.0 * values.sum()
-    return stream.index_copy(0, index, values.to(stream.dtype))
+        return sums
 
 
 def build_chunks(model: ModelConfig, parallel: ParallelConfig, loss: LossConfig, layout: Layout) -> list[JanusChunk]:

@@ -40,6 +40,8 @@ class PlacedBatch:
     """Per task, int64 [n]: flat positions that are scored."""
     labels: tuple[Tensor, ...]
     """Per task, int64 [n]: the id each of them must predict."""
+    understanding_features: Tensor | None = None
+    """[m, p, e]: what the frozen understanding encoder makes of `pixel_values`, where it ran ahead."""
 
 
 def place_batch(batch: Mapping[str, Tensor], device: torch.device) -> PlacedBatch:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from janus_mega.config.schema import ModelConfig, Module, ParallelConfig
+from janus_mega.config.schema import LossConfig, ModelConfig, Module, ParallelConfig
 from janus_mega.engine.state import moment_slices, weight_slices
 from janus_mega.parallel.groups import build_groups
 from janus_mega.parallel.slices import Slice, assemble_all
@@ -20,7 +20,7 @@ from tests.support.tiny import TinyWorkload, tiny_recipe
 import_what_ranks_need()
 
 NUM_STEPS = 5
-WEIGHT_STEPS = 3
+WEIGHT_STEPS = 5
 BARS = {
     "loss": 5e-6,  # measured worst 1.4e-7
     "norm": 1e-5,  # measured worst 2e-7
@@ -38,6 +38,7 @@ class Variant:
     num_steps: int = NUM_STEPS
     patch: Callable[[], None] | None = None
     """Called in every rank before anything is built: takes a remedy away."""
+    loss: LossConfig = field(default_factory=LossConfig)
     optimizer: dict[str, Any] = field(default_factory=dict)
     timeout_s: float = 120.0
 
@@ -79,6 +80,7 @@ def _train(
         variant.patch()
     groups = build_groups(parallel.tp_size, parallel.pp_size, virtual_pp_size=parallel.virtual_pp_size)
     workload = TinyWorkload(trainable, parallel, variant.model)
+    workload.loss = variant.loss
     recipe = tiny_recipe(tmp_path, parallel, variant.num_steps, **variant.optimizer)
     engine, shards = build_engine(workload, recipe, groups)
     layout = groups.layout

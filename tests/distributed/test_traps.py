@@ -25,6 +25,7 @@ from janus_mega.engine import step as step_module
 from janus_mega.engine.mpu import Mpu
 from janus_mega.models import janus
 from janus_mega.models.janus import JanusChunk
+from janus_mega.models.pathways import WayIn
 from janus_mega.models.placement import PlacedBatch
 from janus_mega.parallel import replicated
 from janus_mega.parallel.replicated import REPLICATED_RULES, ReplicatedRule
@@ -244,18 +245,19 @@ def test_trap_ranks_bring_different_groups(run: Runner) -> None:
         run(2, fp32(1, 2), THREE_RATES, optimizer=RATES, num_steps=1, patch=without_anchors, timeout_s=6.0)
 
 
+def without_dummies(walk_in: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+    """Ways into the stream that are walked only by what is there."""
+
+    def only_real_items(self: JanusChunk, way: WayIn, batch: PlacedBatch) -> Tensor | None:
+        return walk_in(self, way, batch) if way.items(batch).shape[0] else None
+
+    return only_real_items
+
+
 def test_trap_modality_absent_on_one_dp_rank(run: Runner) -> None:
-    understood, drawn = JanusChunk._understood, JanusChunk._drawn
-
     def patch() -> None:
-        def only_real_images(self: JanusChunk, batch: PlacedBatch) -> Tensor | None:
-            return understood(self, batch) if batch.pixel_values.shape[0] else None
-
-        def only_real_ids(self: JanusChunk, batch: PlacedBatch) -> Tensor | None:
-            return drawn(self, batch) if batch.generation_ids.shape[0] else None
-
         faulthandler.disable()  # gloo aborts the rank; its Python stacks would only fill the log
-        JanusChunk._understood, JanusChunk._drawn = only_real_images, only_real_ids
+        JanusChunk._walk_in = without_dummies(JanusChunk._walk_in)
 
     with pytest.raises(CRASHES):  # gloo refuses buckets of different sizes; other backends would wait for ever
         run(2, fp32(), num_steps=SHORT, patch=patch, timeout_s=20.0)
