@@ -1,9 +1,10 @@
 """Asks before an optimizer's update whether the step may stand, at the moment its global gradient norm is known.
 
 Both backends clip and update in one call; the norm exists only inside that call. So the guards wrap the function that
-computes it. A refused step then leaves DeepSpeed by the way out that all its ZeRO stages have for overflows of fp16,
-taken here in any precision and for any reason: gradients are dropped; weights, moments and the optimizer's count of
-updates stay. megatron's update behind the norm is left out, and the caller clears its buffers as after every step.
+computes it. A refused step then leaves ZeRO by the way out that it has for overflows of fp16, taken here in any
+precision and for any reason: gradients are dropped; weights, moments and the optimizer's count of updates stay. Where
+there is no such way (DeepSpeed's bf16 optimizer, megatron) the update behind the norm is left out, and buffers are
+cleared as after every step.
 """
 
 import math
@@ -48,9 +49,13 @@ class ZeroGuard(_Guard):
         if hasattr(zero, "scaled_global_norm"):
             self._compute = zero.scaled_global_norm
             zero.scaled_global_norm = self._global_norm
-        else:
+        elif hasattr(zero, "_get_norm_groups"):
             self._compute = zero._get_norm_groups
             zero._get_norm_groups = self._norm_groups
+        else:
+            self._apply, self._link = zero.optimizer.step, zero._lazy_init_hp_params_optimizer_state
+            zero.optimizer.step = self._apply_if_accepted
+            zero._lazy_init_hp_params_optimizer_state = self._link_if_accepted
 
     def _global_norm(self, *args: Any) -> Any:
         """ZeRO-1 and 2: the norm itself."""
@@ -67,6 +72,17 @@ class ZeroGuard(_Guard):
         self._ask(float(combine_grad_norm_groups(norms)))
         self._zero.overflow |= self.is_refused
         return norms
+
+    def _apply_if_accepted(self) -> None:
+        """bf16 with ZeRO-1: AdamW's own step, behind the norm."""
+        self._ask(float(self._zero._global_grad_norm))
+        if not self.is_refused:
+            self._apply()
+
+    def _link_if_accepted(self) -> None:
+        """What DeepSpeed does after AdamW's first step needs that there was one."""
+        if not self.is_refused:
+            self._link()
 
 
 class MegatronGuard(_Guard):
