@@ -46,11 +46,25 @@ class Recompute(Enum):
     full = "full"
 
 
+class VerifyLayout(Enum):
+    """Whether a layout is compared with one process before the first step of a run."""
+
+    off = "off"
+    before_start = "before_start"
+
+
 class Schedule(Enum):
     """Learning rate after the warm-up."""
 
     constant = "constant"
     cosine = "cosine"
+
+
+class HangAction(Enum):
+    """When no step ends any more: write a report and go on waiting, or write it and end the job."""
+
+    report = "report"
+    abort = "abort"
 
 
 class LossNormalization(Enum):
@@ -175,6 +189,16 @@ class ParallelConfig:
     """Number format of weights and activations."""
     torch_threads: int = 0
     """Intra-op threads per rank on CPU; 0 leaves torch's default."""
+    check_calls: bool = False
+    """Ask after every forward pass whether all dp ranks have called every trainable module, and stop with the names of
+    module and rank if not; costs a small reduction and a host synchronisation per micro-batch."""
+    verify_layout: VerifyLayout = VerifyLayout.off
+    """`before_start` first trains a shrunken copy, in this layout and in one process; the run starts if they agree."""
+    compile: bool = False
+    """Compile each decoder layer with torch.compile, attention excepted; the first step then takes minutes."""
+    encode_ahead: int = 0
+    """Images at a time for which a frozen understanding encoder runs before the schedule, over all micro-batches of the
+    step; 0 lets each micro-batch encode its own. The step then holds all their features."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,16 +213,6 @@ class OptimizerConfig:
     """Steps of linear warm-up from 0."""
     min_lr_ratio: float = 0.0
     """Where cosine ends, as a share of lr."""
-    check_calls: bool = False
-    """Ask after every forward pass whether all dp ranks have called every trainable module, and stop with the names of
-    module and rank if not; costs a small reduction and a host synchronisation per micro-batch."""
-    verify_layout: VerifyLayout = VerifyLayout.off
-    """`before_start` first trains a shrunken copy, in this layout and in one process; the run starts if they agree."""
-    compile: bool = False
-    """Compile each decoder layer with torch.compile, attention excepted; the first step then takes minutes."""
-    encode_ahead: int = 0
-    """Images at a time for which a frozen understanding encoder runs before the schedule, over all micro-batches of the
-    step; 0 lets each micro-batch encode its own. The step then holds all their features."""
     weight_decay: float = 0.0
     """Decoupled decay of matrices; norms, biases and other vectors are never decayed."""
     beta1: float = 0.9
@@ -256,6 +270,9 @@ class LoggingConfig:
     """Steps between metric lines."""
     tensorboard: bool = True
     """Also write TensorBoard events."""
+    task_gradients_every: int = 0
+    """Steps between gradient norms of the backbone per task and the cosine of understanding and generation, from extra
+    backward passes over one micro-batch (kept without recomputation); 0 never."""
     wandb: str = ""
     """Project of Weights & Biases to write to as well; empty switches it off."""
     peak_flops: float = 0.0
@@ -270,9 +287,6 @@ class LoggingConfig:
     likes."""
     memory_history: bool = False
     """Remember where CUDA memory was taken, for the snapshot that is written when it runs out; costs some time."""
-    task_gradients_every: int = 0
-    """Steps between gradient norms of the backbone per task and the cosine of understanding and generation, from extra
-    backward passes over one micro-batch (kept without recomputation); 0 never."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -324,6 +338,27 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class HealthConfig:
+    """What happens when numbers go wrong or a rank stops."""
+
+    max_skips_in_a_row: int = 5
+    """Steps in a row whose update may be left out, because a loss or the gradient norm was no finite number or a spike,
+    after which the run goes back to the newest checkpoint before them and leaves out the batches since."""
+    max_rewinds: int = 1
+    """How often a run may go back in this way; then it stops with an error."""
+    spike_sigmas: float = 0.0
+    """Also leave out updates whose losses or gradient norm lie this many standard deviations above the mean of the last
+    good steps; 6 is usual; 0 leaves spikes alone."""
+    spike_window: int = 128
+    """Good steps that mean and deviation are taken over; nothing is a spike before half of them were seen."""
+    hang_timeout_s: float = 600.0
+    """Seconds without the end of a step, or 20 times its median if that is longer, after which the ranks that stopped
+    are looked for (10 times as long before the first step, in validation and when saving); 0 switches this off."""
+    hang_action: HangAction = HangAction.report
+    """What follows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """One stage of a Janus on some ranks: the root of a training configuration."""
 
@@ -353,6 +388,8 @@ class RunConfig:
     """Drawings and answers while it trains."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving."""
+    health: HealthConfig = field(default_factory=HealthConfig)
+    """Skipped steps, spikes, hangs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -391,3 +428,5 @@ class TokenizerRunConfig:
     """Metrics."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving."""
+    health: HealthConfig = field(default_factory=HealthConfig)
+    """Skipped steps, spikes, hangs."""

@@ -26,8 +26,10 @@ from janus_mega.models.losses import task_denominators
 from janus_mega.models.placement import TASKS, PlacedBatch, count_labels, place_batch
 from janus_mega.models.sharding import ShardedParameter
 from janus_mega.models.vision.image_tokenizer import load_image_tokenizer
+from janus_mega.observe.attempts import recorded_attempt
 from janus_mega.observe.throughput import StepCounts, step_flops
 from janus_mega.parallel.groups import ProcessGroups, build_groups, init_distributed
+from janus_mega.train.layout_gate import require_verified
 from janus_mega.train.order import PlannedOrder
 from janus_mega.train.run import run
 from janus_mega.train.validation_rows import open_validation_sets, read_validation_rows
@@ -195,12 +197,19 @@ def train_janus(config: RunConfig) -> Path:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     validate_run(config, world_size)
     workload = JanusWorkload(config)
-    init_distributed()
-    groups = build_groups(
-        config.parallel.tp_size, config.parallel.pp_size, config.seed, config.parallel.virtual_pp_size
-    )
-    prepare_run_dir(Path(config.run_dir), config, groups)
-    return run(workload, recipe_of(config), groups)
+    is_writer = int(os.environ.get("RANK", "0")) == 0
+    with recorded_attempt(Path(config.run_dir), enabled=is_writer) as attempt:
+        if is_writer:
+            with attempt.span("verify layout"):
+                require_verified(config, world_size)
+        with attempt.span("join"):
+            init_distributed()
+            groups = build_groups(
+                config.parallel.tp_size, config.parallel.pp_size, config.seed, config.parallel.virtual_pp_size
+            )
+            prepare_run_dir(Path(config.run_dir), config, groups)
+        with attempt.span("run"):
+            return run(workload, recipe_of(config), groups)
 
 
 def prepare_run_dir(run_dir: Path, config: Any, groups: ProcessGroups) -> None:

@@ -2,8 +2,9 @@
 
 Every degree, the backend, ZeRO stage, recomputation, interleaving, freeze set, loss and optimizer are the run's own;
 widths, depth, vocabulary, codebook and pictures become the smallest that tp and pp still cut the same way: what was cut
-evenly stays cut evenly, and every chunk of the pipeline keeps one layer, or two where it had more. What a shrunken run
-cannot show is what only size does: memory, speed, and rounding over long sums.
+evenly stays cut evenly, and every chunk of the pipeline keeps one layer, or two where it had more. Compilation is off:
+on the CPU it needs a compiler and shows nothing of the device's kernels. What a shrunken run cannot show is what only
+size does: memory, speed, and rounding over long sums.
 """
 
 from dataclasses import replace
@@ -39,6 +40,7 @@ def shrink(config: RunConfig, dp_size: int, *, keep_data: bool = False) -> RunCo
             precision=Precision.fp32,
             pipeline_layers=layers if parallel.pp_size > 1 else [],
             torch_threads=1,
+            compile=False,
         ),
         optimizer=replace(config.optimizer, lr=CHECK_LR, schedule=Schedule.constant, warmup_steps=0),
         stage=replace(
