@@ -1,10 +1,12 @@
 """Files that a run leaves: a line per step, events that TensorBoard reads back."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 
+from data_pipeline.errors import UserError
 from janus_mega.observe.sinks import EVENTS_DIR, METRICS_FILE, open_sinks, read_metrics
 
 
@@ -41,3 +43,22 @@ def test_other_ranks_write_nothing(tmp_path):
 def test_a_picture_of_another_shape_is_refused(tmp_path):
     with open_sinks(tmp_path, tensorboard=False) as sinks, pytest.raises(ValueError, match="uint8"):
         sinks.image(1, "drawn", np.zeros((3, 4, 4), dtype=np.float32))
+
+
+def test_weights_and_biases_is_refused_where_it_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr("janus_mega.observe.sinks.find_spec", lambda name: None)
+    for enabled in (True, False):
+        with pytest.raises(UserError, match="logging.wandb=project.*pip install wandb"):
+            open_sinks(tmp_path, tensorboard=False, wandb="project", enabled=enabled)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_texts_go_to_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with open_sinks(tmp_path, tensorboard=True) as sinks:
+        sinks.text(3, "answers", "a seven")
+    events = EventAccumulator(str(tmp_path / EVENTS_DIR)).Reload()
+    (text,) = events.Tensors("answers/text_summary")
+    assert text.tensor_proto.string_val == [b"a seven"]

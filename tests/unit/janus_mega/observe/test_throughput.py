@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from janus_mega.config.load import load_section
-from janus_mega.config.schema import Module, RunConfig
+from janus_mega.config.schema import Module, Recompute, RunConfig
 from janus_mega.observe.throughput import (
     Convention,
     StepCounts,
@@ -14,6 +14,7 @@ from janus_mega.observe.throughput import (
     mfu,
     module_forward_flops,
     peak_flops,
+    step_flops,
     tokens_per_s,
     training_flops,
 )
@@ -91,3 +92,26 @@ def test_rates():
     assert tokens_per_s(1000, 2.0) == 500
     assert tokens_per_s(1000, 0.0) == 0
     assert mfu(flops=312e12, seconds=4.0, num_devices=2, device_peak_flops=312e12) == pytest.approx(0.125)
+
+
+def test_every_convention_in_use_has_its_name():
+    """One row of two documents of half its length, worked through by hand."""
+    model, seq_len = model_of("tiny"), 64
+    counts = StepCounts(tokens=seq_len)
+
+    def flops(recompute=Recompute.none, trainable=EVERYTHING):
+        squared = 2 * 32**2
+        return step_flops(model, counts, trainable, seq_len, squared_lengths=squared, recompute=recompute)
+
+    products = 3 * seq_len * backbone_forward_flops(model.backbone, 0, Convention.palm)
+    attention = 3 * seq_len * backbone_forward_flops(model.backbone, seq_len, Convention.palm) - products
+    plain = flops()
+    assert plain["mfu_palm"] == products + attention
+    assert plain["mfu_causal"] == products + attention / 2
+    assert plain["mfu_documents"] == products + attention / 4
+    assert plain["hfu"] == plain["mfu_palm"]
+    assert flops(Recompute.full)["hfu"] == pytest.approx(plain["hfu"] * 4 / 3)
+    assert flops(Recompute.selective)["hfu"] == pytest.approx(plain["hfu"] + attention / 3)
+    assert flops(Recompute.full)["mfu_palm"] == plain["mfu_palm"]
+    without_graph = flops(Recompute.full, trainable=())
+    assert without_graph["hfu"] == without_graph["mfu_palm"]
