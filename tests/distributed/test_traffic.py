@@ -1,0 +1,111 @@
+"""The closed formulas of `estimate.traffic` are what a step really sends, per group and kind."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_pipeline.schema import TokenKind
+from janus_mega.config.schema import (
+    Backend,
+    LossConfig,
+    Module,
+    OptimizerConfig,
+    ParallelConfig,
+    Recompute,
+    RunConfig,
+    StageConfig,
+)
+from janus_mega.estimate.batch import MicroBatch
+from janus_mega.estimate.shape import rank_shapes
+from janus_mega.estimate.traffic import step_traffic
+from janus_mega.parallel.groups import build_groups
+from janus_mega.train.run import build_engine
+from tests.support.ranks import import_what_ranks_need, results_of_ranks
+from tests.support.tiny import STAGE1, STAGE3, TinyWorkload, fp32, tiny_model, tiny_recipe
+from tests.support.traffic import CountedTraffic
+
+pytestmark = pytest.mark.dist
+import_what_ranks_need()
+
+BAR = 0.01
+MEGATRON = {"backend": Backend.megatron}
+FULL = {"recompute": Recompute.full}
+OFTEN = {
+    "tp2": (2, fp32(2), STAGE3),
+    "tp2_stage1": (2, fp32(2), STAGE1),
+    "tp2_sp_full": (2, fp32(2, sequence_parallel=True, **FULL), STAGE3),
+    "pp2": (2, fp32(1, 2), STAGE3),
+    "pp2_interleaved": (2, fp32(1, 2, virtual_pp_size=2), STAGE1),
+    "dp2_zero1": (2, fp32(), STAGE3),
+    "dp2_zero2_rows2": (2, fp32(zero_stage=2, micro_batch_size=2), STAGE3),
+    "dp2_zero3": (2, fp32(zero_stage=3), STAGE3),
+    "megatron_dp2": (2, fp32(**MEGATRON), STAGE3),
+    "megatron_tp2_sp": (2, fp32(2, sequence_parallel=True, **MEGATRON), STAGE3),
+}
+SELDOM = {
+    "tp2_full": (2, fp32(2, **FULL), STAGE3),
+    "tp2_sp": (2, fp32(2, sequence_parallel=True), STAGE3),
+    "tp2_sp_stage1": (2, fp32(2, sequence_parallel=True), STAGE1),
+    "tp2_pp2_sp": (4, fp32(2, 2, sequence_parallel=True), STAGE3),
+    "tp2_selective": (2, fp32(2, recompute=Recompute.selective), STAGE3),
+    "dp2_zero3_stage1": (2, fp32(zero_stage=3), STAGE1),
+    "dp2_pp2_interleaved_full": (4, fp32(1, 2, virtual_pp_size=2, **FULL), STAGE3),
+    "dp2_tp2_zero2": (4, fp32(2, zero_stage=2), STAGE3),
+    "megatron_tp2_pp2_sp": (4, fp32(2, 2, sequence_parallel=True, **MEGATRON), STAGE1),
+    "megatron_dp2_pp2_full": (4, fp32(1, 2, **FULL, **MEGATRON), STAGE3),
+}
+CASES = [
+    *(pytest.param(*case, id=name) for name, case in OFTEN.items()),
+    *(pytest.param(*case, id=name, marks=pytest.mark.slow) for name, case in SELDOM.items()),
+]
+
+
+def config_of(parallel: ParallelConfig, trainable: tuple[Module, ...]) -> RunConfig:
+    return RunConfig(
+        name="tiny",
+        run_dir="",
+        model=tiny_model(),
+        parallel=parallel,
+        optimizer=OptimizerConfig(lr=1e-3),
+        stage=StageConfig(name="s", trainable=list(trainable), num_steps=1, global_batch_size=8),
+        loss=LossConfig(),
+    )
+
+
+def counts_of(batch) -> MicroBatch:
+    """What the formulas want to know of a Batch."""
+    is_scored = batch["label_head"] != 0
+    labels = torch.bincount(batch["label_task"][is_scored].flatten().long(), minlength=3).tolist()
+    drawn = int((batch["token_kind"] == TokenKind.image_gen).sum())
+    return MicroBatch(batch["token_kind"].numel(), tuple(labels), batch["pixel_values"].shape[0], drawn)
+
+
+def counted_and_told(tmp_path: Path, parallel: ParallelConfig, trainable: tuple[Module, ...]):
+    """Of the second step (the first is a warm-up): what operators carried, what formulas say."""
+    groups = build_groups(parallel.tp_size, parallel.pp_size, virtual_pp_size=parallel.virtual_pp_size)
+    workload = TinyWorkload(trainable, parallel)
+    engine, _ = build_engine(workload, tiny_recipe(tmp_path, parallel, 2), groups)
+    layout = groups.layout
+    for batches in workload.batches(layout.dp_rank, layout.dp_size, 0, 2):
+        counts = torch.stack([workload.count_labels(batch) for batch in batches]).sum(0)
+        placed = [workload.place(batch, groups) for batch in batches]
+        counted = CountedTraffic(groups)
+        with counted:
+            engine.train_step(placed, counts, lr=1e-3)
+    config = config_of(parallel, trainable)
+    shape = rank_shapes(config)[layout.pp_rank]
+    told = step_traffic(config, layout.world_size, shape, [counts_of(batch) for batch in batches])
+    return [
+        {" ".join(key): [found.calls[key], found.bytes[key]] for key in sorted(found.calls)}
+        for found in (counted, told)
+    ]
+
+
+@pytest.mark.parametrize(("world_size", "parallel", "trainable"), CASES)
+def test_a_step_sends_what_the_formulas_say(world_size, parallel, trainable, tmp_path):
+    for counted, told in results_of_ranks(counted_and_told, world_size, tmp_path, parallel, trainable):
+        assert counted.keys() == told.keys()
+        for key, (calls, size) in counted.items():
+            assert told[key][0] == pytest.approx(calls, rel=BAR), key
+            assert told[key][1] == pytest.approx(size, rel=BAR), key
