@@ -203,9 +203,14 @@ def _at_step(root: Path, step: int) -> list[Found]:
     return [entry for entry in list_checkpoints(root) if entry.step == step]
 
 
-def find_latest(root: Path) -> Path | None:
-    """The newest checkpoint that verifies in full, or None; every damaged one passed over is logged with the reason."""
-    for entry in reversed(list_checkpoints(root)):
+def find_latest(root: Path, accept: Callable[[int], bool] = lambda step: True) -> Path | None:
+    """The newest checkpoint that verifies in full, or None; every damaged one passed over is logged with the reason.
+
+    Args:
+        root: directory of all checkpoints of a run.
+        accept: which steps will do; the others are passed over in silence.
+    """
+    for entry in reversed([entry for entry in list_checkpoints(root) if accept(entry.step)]):
         damage = _find_damage(entry, content=True)
         if damage is None:
             return entry.path

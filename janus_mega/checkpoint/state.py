@@ -26,5 +26,7 @@ class TrainState:
     """Where the plan goes on without compiling what came before (JSON values); empty where order needs no state."""
     counters: dict[str, int | float] = field(default_factory=dict)
     """Metrics that run over the whole stage (tokens, seconds, ...)."""
+    health: dict[str, Any] = field(default_factory=dict)
+    """Updates made and left out, and the window that spikes are judged by (JSON values, see train.health)."""
     rng: dict[str, Tensor] = field(default_factory=dict)
     """States of this rank's random generators by name; empty after loading on a rank that did not exist before."""

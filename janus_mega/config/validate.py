@@ -89,6 +89,7 @@ def tokenizer_run_problems(config: TokenizerRunConfig, world_size: int) -> Itera
         yield f"num_steps {config.num_steps} must be at least 1"
     yield from batch_rules("global_batch_size", config.global_batch_size, parallel, world_size)
     yield from logging_rules(config.logging, config.num_steps)
+    yield from health_rules(config.health)
 
 
 def _model(config: RunConfig, world_size: int) -> Iterator[str]:
@@ -111,11 +112,11 @@ def _stage(config: RunConfig, world_size: int) -> Iterator[str]:
     return stage_rules(config.stage)
 
 
-def _mixture(config: RunConfig, world_size: int) -> Iterator[str]:
 def _compute(config: RunConfig, world_size: int) -> Iterator[str]:
     return compute_rules(config)
 
 
+def _mixture(config: RunConfig, world_size: int) -> Iterator[str]:
     return mixture_rules(config.data)
 
 
@@ -271,6 +272,10 @@ def _watch(config: RunConfig, world_size: int) -> Iterator[str]:
     yield from samples_rules(config)
 
 
+def _health(config: RunConfig, world_size: int) -> Iterator[str]:
+    return health_rules(config.health)
+
+
 RUN_RULES: tuple[Callable[[RunConfig, int], Iterator[str]], ...] = (
     _model,
     _parallel,
@@ -281,8 +286,9 @@ RUN_RULES: tuple[Callable[[RunConfig, int], Iterator[str]], ...] = (
     _loss,
     _optimizer,
     _stage,
+    _compute,
     _intervals,
     _watch,
+    _health,
 )
 """Every rule of a training run, in the order in which they are reported."""
-    _compute,

@@ -16,7 +16,7 @@ from janus_mega.checkpoint.reader import CheckpointReader, open_checkpoint
 from janus_mega.config.schema import Backend
 from janus_mega.engine.call_check import check_calls
 from janus_mega.engine.deepspeed_backend import DeepSpeedEngine
-from janus_mega.engine.interface import StatefulEngine
+from janus_mega.engine.interface import JudgeStep, StatefulEngine, stop_unless_finite
 from janus_mega.engine.megatron_backend import MegatronEngine
 from janus_mega.engine.state import load_weights, restore_masters, restore_moments
 from janus_mega.engine.step import EngineSettings
@@ -28,6 +28,7 @@ from janus_mega.observe.progress import Progress
 from janus_mega.observe.sinks import open_sinks
 from janus_mega.optim.param_groups import build_param_groups
 from janus_mega.parallel.groups import ProcessGroups
+from janus_mega.train.health import Health, any_rank
 from janus_mega.train.hooks.build import Session, build_hooks
 from janus_mega.train.loop import train
 from janus_mega.train.saving import CHECKPOINTS_DIR, Saver
@@ -58,9 +59,11 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
     if latest and first_step >= recipe.last_step:
         _log.info("%s: %s is already at its last step", recipe.name, latest)
         return latest
-    engine, shards = build_engine(workload, recipe, groups, reader)
+    health = Health(recipe.health, any_rank(groups))
+    engine, shards = build_engine(workload, recipe, groups, reader, health.judge)
     if reader:
-        restore_moments(engine, shards, first_step, reader.read_box)
+        health.restore(reader.read_state().health, first_step)
+        restore_moments(engine, shards, health.updates, reader.read_box)
         workload.order.restore(reader.read_state().data_cursor)
     if layout.rank == 0:
         workload.order.keep(recipe.run_dir)
@@ -73,9 +76,9 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
         Progress(recipe.name, recipe.last_step - first_step, enabled=is_writer) as progress,
         memory_snapshot_on_failure(recipe.run_dir, layout.rank, history=recipe.logging.memory_history),
     ):
-        saver = Saver(workload, recipe, engine, shards)
+        saver = Saver(workload, recipe, engine, shards, health)
         session = Session(
-            workload, recipe, groups, engine, sinks, progress, saver, saved_step=first_step if reader else -1
+            workload, recipe, groups, engine, sinks, progress, health, saver, saved_step=first_step if reader else -1
         )
         train(engine, workload, recipe, groups, build_hooks(session), first_step)
     final = find_latest(root)
@@ -84,12 +87,17 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
 
 
 def build_engine(
-    workload: Workload, recipe: Recipe, groups: ProcessGroups, reader: CheckpointReader | None = None
+    workload: Workload,
+    recipe: Recipe,
+    groups: ProcessGroups,
+    reader: CheckpointReader | None = None,
+    judge: JudgeStep = stop_unless_finite,
 ) -> tuple[StatefulEngine, list[ShardedParameter]]:
     """The engine of a workload with its weights in place, and the table of its parameters.
 
     Args:
         reader: the run's own checkpoint; without one, `recipe.init_from` or fresh values fill the weights.
+        judge: decides before each update whether it is made.
         Collective over: world.
     """
     layout = groups.layout
@@ -116,7 +124,7 @@ def build_engine(
         return loss_scales(denominators, workload.task_names, workload.task_weights, layout.dp_size, num_micro_batches)
 
     settings = EngineSettings(
-        recipe.parallel, recipe.optimizer, workload.task_names, workload.seq_len, prepare=built.prepare
+        recipe.parallel, recipe.optimizer, workload.task_names, workload.seq_len, judge, prepare=built.prepare
     )
     engine = _BACKENDS[recipe.parallel.backend](chunks, param_groups, groups, settings, scale_losses)
     if reader:

@@ -10,6 +10,7 @@ from janus_mega.engine.interface import StatefulEngine
 from janus_mega.observe.progress import Progress
 from janus_mega.observe.sinks import SinkGroup
 from janus_mega.parallel.groups import ProcessGroups
+from janus_mega.train.health import Health
 from janus_mega.train.hooks.checkpoints import CheckpointHook
 from janus_mega.train.hooks.collection import CollectionHook
 from janus_mega.train.hooks.data_log import DataHook
@@ -17,6 +18,8 @@ from janus_mega.train.hooks.metrics import MetricsHook
 from janus_mega.train.hooks.monitors import MonitorHook
 from janus_mega.train.hooks.profiler import ProfilerHook
 from janus_mega.train.hooks.samples import SamplesHook
+from janus_mega.train.hooks.skips import SkipHook
+from janus_mega.train.hooks.task_gradients import TaskGradientsHook
 from janus_mega.train.hooks.validation import ValidationHook
 from janus_mega.train.loop import Hook
 from janus_mega.train.saving import Saver
@@ -33,6 +36,8 @@ class Session:
     engine: StatefulEngine
     sinks: SinkGroup
     progress: Progress
+    health: Health
+    """Which updates stand."""
     saver: Saver
     saved_step: int
     """Step of the checkpoint that the run continues from, -1 if from none."""
@@ -45,9 +50,16 @@ def build_hooks(session: Session) -> list[Hook]:
     return [
         MetricsHook(session.workload, recipe, groups, session.sinks, session.progress, hook_seconds),
         DataHook(session.workload.order, groups, recipe.run_dir, logging.log_every),
+        _skip_hook(session),
         *_looking_hooks(session, hook_seconds),
         CheckpointHook(session.saver.save, recipe.checkpoint.save_every, session.saved_step, hook_seconds),
     ]
+
+
+def _skip_hook(session: Session) -> SkipHook:
+    recipe = session.recipe
+    writes_to = recipe.run_dir if session.groups.layout.rank == 0 else None
+    return SkipHook(session.health, recipe.health, session.workload.order, writes_to, session.saver.go_back)
 
 
 def _looking_hooks(session: Session, hook_seconds: dict[str, float]) -> Iterator[Hook]:
@@ -60,6 +72,9 @@ def _looking_hooks(session: Session, hook_seconds: dict[str, float]) -> Iterator
         yield ProfilerHook(recipe.run_dir, groups.layout.rank, (first, last), max(session.saved_step, 0))
     if logging.monitor_every:
         yield MonitorHook(session.engine, groups, sinks, logging.monitor_every)
+    if logging.task_gradients_every:
+        chunk = session.engine.chunks[0]
+        yield TaskGradientsHook(session.workload, groups, sinks, chunk, logging.task_gradients_every)
     if recipe.validate_every:
         yield ValidationHook(session.workload, groups, session.engine, sinks, recipe.validate_every, hook_seconds)
     if recipe.samples.every:

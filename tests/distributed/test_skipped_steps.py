@@ -1,0 +1,219 @@
+"""A step that is no number on one rank is left out on all: the run then equals, bit for bit, one without its batch."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from data_pipeline.errors import UserError
+from janus_mega.checkpoint.reader import open_checkpoint
+from janus_mega.config.schema import Backend, CheckpointConfig, HealthConfig, ParallelConfig, Schedule
+from janus_mega.engine.interface import StepResult
+from janus_mega.engine.state import moment_slices, weight_slices
+from janus_mega.engine.step import ScheduledEngine
+from janus_mega.parallel.groups import ProcessGroups, build_groups
+from janus_mega.train import run as run_module
+from janus_mega.train.health import Health
+from janus_mega.train.run import build_engine
+from tests.distributed.layout_runs import import_what_ranks_need
+from tests.support.ranks import results_of_ranks
+from tests.support.tiny import STAGE3, TinyWorkload, fp32, tiny_recipe
+
+pytestmark = pytest.mark.dist
+
+import_what_ranks_need()
+
+LAYOUTS = {
+    "dp2_zero1": fp32(),
+    "dp2_zero2": fp32(zero_stage=2),
+    "dp2_zero3": fp32(zero_stage=3),
+    "megatron_dp2": fp32(backend=Backend.megatron),
+    "tp2": fp32(2),
+    "pp2": fp32(1, 2),
+    "dp2_zero1_bf16": ParallelConfig(),
+    "dp2_zero2_bf16": ParallelConfig(zero_stage=2),
+    "dp2_zero3_bf16": ParallelConfig(zero_stage=3),
+}
+BAD_BATCH = 1
+LAST_BATCH = 3
+
+
+def state_after(parallel: ParallelConfig, spoil: str, tmp_path: Path) -> dict[str, Any]:
+    """Trains on batches 0, 2 and 3, with batch 1 spoilt in between unless spoil is empty."""
+    groups = build_groups(parallel.tp_size, parallel.pp_size)
+    workload = TinyWorkload(STAGE3, parallel)
+    health = Health(HealthConfig())
+    engine, shards = build_engine(workload, tiny_recipe(tmp_path, parallel, 4), groups, None, health.judge)
+    results: list[StepResult] = []
+    for number in range(LAST_BATCH + 1):
+        if number == BAD_BATCH and not spoil:
+            continue
+        rank = torch.distributed.get_world_size() - 1
+        undo = _spoilt(engine, spoil, rank) if number == BAD_BATCH else lambda: None
+        results.append(step_on(engine, workload, groups, number))
+        undo()
+        health.note(number, results[-1].skipped)
+    slices = [*weight_slices(engine, shards), *moment_slices(engine, shards)]
+    return {
+        "skipped": [result.skipped for result in results],
+        "losses": [result.loss for result in results],
+        "norms": [result.grad_norm for result in results],
+        "updates": health.updates,
+        "tensors": {f"{piece.name}@{piece.offset}": piece.tensor.clone() for piece in slices},
+        "parameters": {f"local {n}": p.detach().clone() for c in engine.chunks for n, p in c.named_parameters()},
+    }
+
+
+def _spoilt(engine: Any, spoil: str, rank: int) -> Callable[[], None]:
+    """Makes one rank's loss of one task, or one of its gradients, NaN; returns what undoes it."""
+    if torch.distributed.get_rank() != rank:
+        return lambda: None
+    if spoil == "gradient":
+        parameter = next(p for p in engine.chunks[-1].parameters() if p.requires_grad)
+        return parameter.register_hook(lambda gradient: gradient * math.nan).remove
+    scheduled = engine._scheduled[-1]
+    forward = scheduled._forward
+    factors = torch.tensor([1.0, math.nan, 1.0])  # rank is in the last pipeline rank, whose outputs are losses by task
+    object.__setattr__(scheduled, "_forward", lambda micro_batch: forward(micro_batch) * factors)
+    return lambda: object.__setattr__(scheduled, "_forward", forward)
+
+
+def step_on(engine: Any, workload: TinyWorkload, groups: ProcessGroups, number: int) -> StepResult:
+    layout = groups.layout
+    (batches,) = workload.batches(layout.dp_rank, layout.dp_size, number, number + 1)
+    counts = torch.stack([workload.count_labels(batch) for batch in batches]).sum(0)
+    return engine.train_step([workload.place(batch, groups) for batch in batches], counts, lr=1e-3 * (1 + number))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_skipped_step_leaves_nothing_behind(name: str, tmp_path: Path) -> None:
+    parallel = LAYOUTS[name]
+    without = results_of_ranks(state_after, 2, parallel, "", tmp_path)
+    for spoil in ("loss", "gradient"):
+        ranks = results_of_ranks(state_after, 2, parallel, spoil, tmp_path)
+        for found, expected in zip(ranks, without, strict=True):
+            assert [bool(reason) for reason in found["skipped"]] == [False, True, False, False], spoil
+            assert found["skipped"] == ranks[0]["skipped"]
+            assert found["updates"] == 3
+            assert math.isfinite(found["losses"][BAD_BATCH]) == (spoil == "gradient")
+            for key in ("losses", "norms"):
+                assert [found[key][i] for i in (0, 2, 3)] == expected[key], (spoil, key)
+            for key in ("tensors", "parameters"):
+                differ = [n for n, value in expected[key].items() if not torch.equal(found[key][n], value)]
+                assert (differ, found[key].keys()) == ([], expected[key].keys()), spoil
+
+
+PARALLEL = {
+    "dp2_zero3": fp32(zero_stage=3),
+    "megatron_dp2": fp32(backend=Backend.megatron),
+    "dp2_bf16": ParallelConfig(),
+}
+NUM_STEPS = 6
+
+
+class SpoiltWorkload(TinyWorkload):
+    """Batches after some of its steps are no numbers on dp rank 1."""
+
+    def __init__(self, parallel: ParallelConfig, bad: tuple[int, ...]) -> None:
+        super().__init__(STAGE3, parallel)
+        self._bad = bad
+
+    def batches(self, dp_rank: int, dp_size: int, first_step: int, last_step: int) -> Iterator[list[dict[str, Tensor]]]:
+        for step, batches in enumerate(super().batches(dp_rank, dp_size, first_step, last_step), first_step):
+            for batch in batches:
+                batch["is_bad"] = torch.tensor(step in self._bad and dp_rank == 1)
+            yield batches
+
+    def place(self, batch: dict[str, Tensor], groups: ProcessGroups) -> Any:
+        placed = super().place({name: value for name, value in batch.items() if name != "is_bad"}, groups)
+        return _Bad(placed) if batch["is_bad"] else placed
+
+
+class _Bad:
+    """A placed batch whose losses are no numbers."""
+
+    def __init__(self, placed: Any) -> None:
+        self.placed = placed
+
+
+def train_run(run_dir: Path, parallel: ParallelConfig, options: dict[str, Any]) -> str:
+    """A run through train.run; the path of its last checkpoint, or the error it stopped with."""
+    groups = build_groups(parallel.tp_size, parallel.pp_size)
+    workload = SpoiltWorkload(parallel, options["bad"])
+    recipe = tiny_recipe(run_dir, parallel, options.get("last_step", NUM_STEPS), schedule=Schedule.cosine)
+    recipe = replace(
+        recipe,
+        num_steps=NUM_STEPS,
+        checkpoint=CheckpointConfig(save_every=1, keep_last=10),
+        health=HealthConfig(max_skips_in_a_row=2, **options.get("health", {})),
+    )
+    build = run_module.build_engine
+
+    def build_spoilt(*arguments: Any) -> Any:
+        engine, shards = build(*arguments)
+        assert isinstance(engine, ScheduledEngine)
+        for scheduled in engine._scheduled:
+            object.__setattr__(scheduled, "_forward", _maybe_nan(scheduled._forward))
+        return engine, shards
+
+    run_module.build_engine = build_spoilt
+    try:
+        return str(run_module.run(workload, recipe, groups))
+    except UserError as error:
+        return str(error)
+
+
+def _maybe_nan(forward: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+    return lambda batch: forward(batch.placed) * math.nan if isinstance(batch, _Bad) else forward(batch)
+
+
+def tensors_of(path: str) -> dict[str, Tensor]:
+    reader = open_checkpoint(Path(path))
+    return {name: reader.read(name) for name in reader.names}
+
+
+def checkpoint_at(run_dir: Path, step: int) -> str:
+    return str(sorted((run_dir / "checkpoints").glob(f"step-{step:08d}*"))[-1])
+
+
+def assert_equal(found: str, expected: str) -> None:
+    ours, theirs = tensors_of(found), tensors_of(expected)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
+@pytest.mark.parametrize("name", PARALLEL)
+def test_after_skips_in_a_row_the_run_goes_back_and_on(name: str, tmp_path: Path) -> None:
+    """Batches 3 and 4 are bad (steps 4 and 5): step 3 is undone too, the last batch then trains step 2."""
+    parallel = PARALLEL[name]
+    found = results_of_ranks(train_run, 2, tmp_path / "run", parallel, {"bad": (3, 4)})
+    assert found == [checkpoint_at(tmp_path / "run", NUM_STEPS)] * 2
+    assert_equal(checkpoint_at(tmp_path / "run", 5), checkpoint_at(tmp_path / "run", 2))
+    state = open_checkpoint(Path(found[0])).read_state()
+    assert (state.step, state.consumed_rows) == (NUM_STEPS, 8 * NUM_STEPS)
+    assert state.health["rewinds"] == [[2, 5]]
+    assert state.health["updates"] == 3
+    lines = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert [line.get("step") for line in lines] == [4, 5, None]
+    assert (lines[2]["first_step"], lines[2]["last_step"]) == (3, 3)
+    assert lines[0]["samples"] == []
+    assert lines[0]["loss"] is None
+    # The same from a resume: stopped after going back, then the last step.
+    results_of_ranks(train_run, 2, tmp_path / "halves", parallel, {"bad": (3, 4), "last_step": 5})
+    (resumed, _) = results_of_ranks(train_run, 2, tmp_path / "halves", parallel, {"bad": (3, 4)})
+    assert_equal(resumed, found[0])
+
+
+def test_a_run_that_may_not_go_back_stops_with_one_line(tmp_path: Path) -> None:
+    options = {"bad": (2, 3), "health": {"max_rewinds": 0}}
+    for message in results_of_ranks(train_run, 2, tmp_path, fp32(), options):
+        assert message.startswith("step 4: the updates of 2 steps in a row were left out")
+        assert "health.max_rewinds 0" in message
+    for message in results_of_ranks(train_run, 2, tmp_path / "early", fp32(), {"bad": (0, 1)}):
+        assert "there is no checkpoint before step 0" in message
