@@ -75,13 +75,15 @@ class ScheduledEngine(ABC):
         scales = self._scale_losses(global_counts).to(self.groups.device)
         sums = self._run(micro_batches, scales)
         total, scale, counts = self._read(sums, scales, global_counts)
-        forward_backward_s = time.perf_counter() - start
+        computed = normed = time.perf_counter()
         loss = float(torch.dot(total, scale)) / (self.groups.layout.dp_size * len(micro_batches))
         names = self.settings.task_names
         task_losses = {name: float(total[i]) / int(counts[i]) for i, name in enumerate(names) if counts[i] > 0}
         reasons: list[str] = []
 
         def accept(grad_norm: float) -> bool:
+            nonlocal normed
+            normed = time.perf_counter()
             by_task = {f"loss/{name}": value for name, value in task_losses.items()}
             reasons.append(self.settings.judge({"loss": loss, **by_task, "grad_norm": grad_norm}))
             return not reasons[0]
@@ -94,8 +96,9 @@ class ScheduledEngine(ABC):
             grad_norm=grad_norm,
             lr=lr,
             seconds={
-                "forward_backward": forward_backward_s,
-                "update": time.perf_counter() - start - forward_backward_s,
+                "forward_backward": computed - start,
+                "reduce": normed - computed,
+                "update": time.perf_counter() - normed,
             },
             skipped=reasons[0],
         )

@@ -1,9 +1,10 @@
 """Averaged metrics every few steps, and the progress bar.
 
-Seconds are the host's clock. `data` waits for batches and places them; `forward_backward` counts labels, runs the
-schedule and reads the losses, so on a GPU it ends when that work has; `reduce`, where the backend does it apart,
-reduces gradients over dp (megatron; DeepSpeed reduces inside of the phases beside it); `update` is the rest of the
+Seconds are the host's clock, per step. `data` waits for batches and places them; `forward_backward` counts labels, runs
+the schedule and reads the losses, so on a GPU it ends when that work has; `reduce` lasts until the global gradient norm
+is known (ZeRO-2 and 3 have reduced within backward, ZeRO-1 and megatron reduce here); `update` is the rest of the
 optimizer's step; `step` is the whole step. What hooks took since the last line is under `hook_seconds`.
+Steps whose update was not made count for amounts and seconds, not for losses and norm.
 """
 
 from collections import defaultdict
@@ -14,7 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from janus_mega.engine.interface import StepResult
 from janus_mega.observe.memory import cuda_peak_bytes, host_peak_bytes
+from janus_mega.observe.metrics import MetricAccumulator
 from janus_mega.observe.progress import Progress
 from janus_mega.observe.sinks import SinkGroup
 from janus_mega.observe.throughput import mfu, peak_flops, tokens_per_s
@@ -52,8 +55,9 @@ class MetricsHook:
         self._reset()
 
     def _reset(self) -> None:
-        self._steps = 0
-        self._sums: dict[str, float] = defaultdict(float)
+        self._steps = self._updates = 0
+        self._means = MetricAccumulator()
+        self._seconds: dict[str, float] = defaultdict(float)
         self._label_counts: dict[str, int] = defaultdict(int)
         self._amounts: dict[str, int] = defaultdict(int)
         self._hook_seconds.clear()
@@ -64,18 +68,23 @@ class MetricsHook:
         self._steps += 1
         for name, count in result.label_counts.items():
             self._label_counts[name] += count
-        for name, loss in result.task_losses.items():
-            self._sums[f"loss/{name}"] += loss * result.label_counts[name]
-        self._sums["loss"] += result.loss
-        self._sums["grad_norm"] += result.grad_norm
+        if not result.skipped:
+            self._add_losses(result)
         for phase, seconds in {"data": event.data_s, "step": event.step_s, **result.seconds}.items():
-            self._sums[f"seconds/{phase}"] += seconds
+            self._seconds[phase] += seconds
         for batch in event.batches:
             for name, amount in self._workload.measure(batch).items():
                 self._amounts[name] += amount
         self._progress.advance(note=f"loss {result.loss:.3f}")
         if event.step % self._recipe.logging.log_every == 0:
             self._write(event.step, result.lr)
+
+    def _add_losses(self, result: StepResult) -> None:
+        self._updates += 1
+        self._means.mean("loss", result.loss)
+        self._means.mean("grad_norm", result.grad_norm)
+        for name, loss in result.task_losses.items():
+            self._means.mean(f"loss/{name}", loss, result.label_counts[name])
 
     def at_end(self, step: int) -> None:
         """Writes what is left. Collective over: world."""
@@ -84,13 +93,13 @@ class MetricsHook:
 
     def _write(self, step: int, lr: float | None) -> None:
         amounts, peaks = self._reduced()
-        values = {
-            name: total / (self._label_counts[name[5:]] if name.startswith("loss/") else self._steps)
-            for name, total in self._sums.items()
-        }
+        values = self._means.read()
+        values |= {f"seconds/{phase}": seconds / self._steps for phase, seconds in self._seconds.items()}
         values |= {f"amount/{name}": amount / self._steps for name, amount in amounts.items()}
         values |= self._rates(amounts) | peaks
         values |= {f"hook_seconds/{name}": seconds for name, seconds in self._hook_seconds.items()}
+        if self._updates < self._steps:
+            values["skipped_steps"] = self._steps - self._updates
         if lr is not None:
             values["lr"] = lr
             values |= {f"lr/{name}": lr * scale for name, scale in self._recipe.optimizer.lr_scales.items()}
@@ -114,7 +123,7 @@ class MetricsHook:
 
     def _rates(self, amounts: Mapping[str, int]) -> dict[str, float]:
         """Tokens, padding and utilisation; per device means per rank of the job."""
-        seconds, devices = self._sums["seconds/step"], self._groups.layout.world_size
+        seconds, devices = self._seconds["step"], self._groups.layout.world_size
         values: dict[str, float] = {}
         if "tokens" in amounts:
             values["tokens_per_s"] = tokens_per_s(amounts["tokens"], seconds)

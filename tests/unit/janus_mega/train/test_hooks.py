@@ -100,6 +100,25 @@ def test_metrics_of_two_ranks() -> None:
     assert "lr" not in last_row
 
 
+def write_skipped() -> Any:
+    groups = build_groups(tp_size=1, pp_size=1)
+    recorder = Recorder()
+    with Progress("test", 3, enabled=False) as progress:
+        recipe = replace(tiny_recipe(Path(), fp32(), 3), logging=LoggingConfig(log_every=3))
+        hook = MetricsHook(Measured(), recipe, groups, SinkGroup([recorder]), progress, {})
+        for step, loss, skipped in ((1, 2.0, ""), (2, float("nan"), "the loss is no number"), (3, 4.0, "")):
+            told = event(step, loss, {"text": 10}, [{"tokens": 6}])
+            hook.after_step(replace(told, result=replace(told.result, skipped=skipped)))
+    return recorder.rows
+
+
+@pytest.mark.dist
+def test_skipped_steps_stay_out_of_losses() -> None:
+    (((step, row),),) = results_of_ranks(write_skipped, 1)
+    assert (step, row["loss"], row["loss/text"], row["grad_norm"]) == (3, 3.0, 3.0, 6.0)
+    assert (row["skipped_steps"], row["amount/tokens"], row["seconds/step"]) == (1, 6.0, 2.0)
+
+
 @pytest.mark.parametrize(
     ("save_every", "last_step", "expected"),
     [(2, 4, [2, 4]), (2, 5, [2, 4, 5]), (0, 3, [3]), (10, 3, [3])],
