@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from janus_mega.config.schema import (
     LoggingConfig,
     OptimizerConfig,
     ParallelConfig,
+    Recompute,
     RunConfig,
     SamplesConfig,
     StageConfig,
@@ -24,9 +26,11 @@ from janus_mega.config.schema import (
     ValidationSet,
 )
 from janus_mega.engine.state import weight_slices
-from janus_mega.observe.sinks import read_metrics
+from janus_mega.observe.sinks import SinkGroup, read_metrics
 from janus_mega.parallel.groups import build_groups
+from janus_mega.train.hooks.monitors import MonitorHook
 from janus_mega.train.janus import train_janus
+from janus_mega.train.loop import StepEvent
 from janus_mega.train.run import build_engine
 from tests.support.ranks import import_what_ranks_need, results_of_ranks
 from tests.support.shards import TinyShards, make_shards
@@ -42,17 +46,31 @@ LAYOUTS = {
     "dp2_zero3": (2, fp32(zero_stage=3)),
     "tp2_sp": (2, fp32(2, sequence_parallel=True)),
     "pp2_interleaved": (2, fp32(1, 2, virtual_pp_size=2)),
+    "pp2_recompute_full": (2, fp32(1, 2, recompute=Recompute.full)),
     "megatron_dp2_pp2": (4, fp32(1, 2, backend=Backend.megatron)),
 }
 SCORED_BAR = 5e-6  # as for losses between layouts; measured worst 2e-7
+MONITOR_BAR = 1e-4  # maxima of single values; measured worst 0
+
+
+class Recorder:
+    """A sink that remembers."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self.values.update(values)
 
 
 def steps_of(parallel: ParallelConfig, scores: bool, run_dir: Path) -> dict[str, Any]:
-    """Two steps of training, with the batches of each scored right before, if asked."""
+    """Two steps of training, with the batches of each scored right before and the second monitored, if asked."""
     groups = build_groups(parallel.tp_size, parallel.pp_size, virtual_pp_size=parallel.virtual_pp_size)
     workload = TinyWorkload(STAGE3, parallel)
     engine, shards = build_engine(workload, tiny_recipe(run_dir, parallel, 2), groups)
     layout = groups.layout
+    recorder = Recorder()
+    monitor = MonitorHook(engine, groups, SinkGroup([recorder]), every=1)
     found: dict[str, Any] = {"trained": [], "norms": [], "scored": [], "same_generators": True}
     for batches in workload.batches(layout.dp_rank, layout.dp_size, 0, 2):
         counts = torch.stack([workload.count_labels(batch) for batch in batches]).sum(0)
@@ -66,18 +84,22 @@ def steps_of(parallel: ParallelConfig, scores: bool, run_dir: Path) -> dict[str,
         result = engine.train_step(placed, counts, 1e-3)
         found["trained"].append([result.task_losses.get(name, float("nan")) for name in workload.task_names])
         found["norms"].append(result.grad_norm)
+        if scores:
+            monitor.after_step(StepEvent(len(found["norms"]), result, [], 0.0, 0.0))
+    monitor.at_end(2)
+    found["monitored"] = recorder.values
     found["weights"] = {f"{piece.name} {piece.offset}": piece.tensor.clone() for piece in weight_slices(engine, shards)}
     return found
 
 
 @pytest.fixture(scope="module")
-def scored_by_one(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def by_one(tmp_path_factory: pytest.TempPathFactory) -> Any:
     (found,) = results_of_ranks(steps_of, 1, fp32(), True, tmp_path_factory.mktemp("one"))
-    return found["scored"]
+    return found
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_scoring_gives_the_loss_of_training_and_changes_nothing(name: str, scored_by_one: Any, tmp_path: Path) -> None:
+def test_scoring_gives_the_loss_of_training_and_changes_nothing(name: str, by_one: Any, tmp_path: Path) -> None:
     world_size, parallel = LAYOUTS[name]
     plain = results_of_ranks(steps_of, world_size, parallel, False, tmp_path)
     for alone, scored in zip(plain, results_of_ranks(steps_of, world_size, parallel, True, tmp_path), strict=True):
@@ -85,7 +107,10 @@ def test_scoring_gives_the_loss_of_training_and_changes_nothing(name: str, score
         assert scored["same_generators"]
         assert (scored["trained"], scored["norms"]) == (alone["trained"], alone["norms"])
         assert all(torch.equal(scored["weights"][key], tensor) for key, tensor in alone["weights"].items())
-        np.testing.assert_allclose(scored["scored"], scored_by_one, rtol=SCORED_BAR)
+        np.testing.assert_allclose(scored["scored"], by_one["scored"], rtol=SCORED_BAR)
+        assert scored["monitored"].keys() == by_one["monitored"].keys()
+        for key, value in by_one["monitored"].items():
+            assert scored["monitored"][key] == pytest.approx(value, rel=MONITOR_BAR), key
 
 
 @pytest.fixture(scope="module")

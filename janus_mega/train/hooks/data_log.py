@@ -83,14 +83,15 @@ class DataHook:
 
 
 def gather_bytes(content: bytes, groups: ProcessGroups) -> list[bytes]:
-    """What every dp rank gives, by rank; nothing is pickled. Collective over: dp."""
+    """What every dp rank gives, by rank; nothing is pickled. Two reads from the device. Collective over: dp."""
     size = torch.tensor([len(content)], device=groups.device)
     sizes = [torch.empty_like(size) for _ in range(groups.layout.dp_size)]
     dist.all_gather(sizes, size, group=groups.dp)
-    longest = max(int(other) for other in sizes)
-    own = torch.zeros(longest, dtype=torch.uint8)
+    lengths = torch.cat(sizes).tolist()
+    own = torch.zeros(max(lengths), dtype=torch.uint8)
     own[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     own = own.to(groups.device)
-    gathered = [torch.empty_like(own) for _ in sizes]
+    gathered = [torch.empty_like(own) for _ in lengths]
     dist.all_gather(gathered, own, group=groups.dp)
-    return [part[: int(other)].cpu().numpy().tobytes() for part, other in zip(gathered, sizes, strict=True)]
+    parts = torch.stack(gathered).cpu()
+    return [part[:length].numpy().tobytes() for part, length in zip(parts, lengths, strict=True)]

@@ -2,7 +2,7 @@
 
 Forward hooks are registered for the one step that is looked at, so all others run as if nobody looked. A layer may run
 twice where activations are recomputed: sums and counts then both double, and maxima stay. The largest logit of
-attention, which fused kernels never write down, is bounded: largest |q| times largest |k| of a micro-batch.
+attention, which fused kernels never write down, is bounded: a head's longest query times its longest key.
 """
 
 import math
@@ -80,8 +80,9 @@ class MonitorHook:
             query, key = inputs[0].detach().float(), inputs[1].detach().float()  # [s, b, heads, d]
             scale = getattr(attention, "scale", None) or 1.0 / math.sqrt(query.shape[-1])
             row = self._found[number]
-            bound = query.norm(dim=-1).max() * key.norm(dim=-1).max() * scale
-            row[LOGIT] = torch.maximum(row[LOGIT], bound.double())
+            longest_query, longest_key = (x.norm(dim=-1).amax((0, 1)) for x in (query, key))  # per head
+            longest_key = longest_key.repeat_interleave(len(longest_query) // len(longest_key))
+            row[LOGIT] = torch.maximum(row[LOGIT], (longest_query * longest_key).max().double() * scale)
 
         return note
 
