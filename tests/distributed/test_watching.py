@@ -150,7 +150,7 @@ def watched(config: RunConfig, run_dir: Path, picture: Path) -> RunConfig:
             every=3,
             sets={
                 "held_out": ValidationSet(sources=["drawings"], num_rows=4),
-                "mixture": ValidationSet(seed=5, num_rows=4),
+                "mixture": ValidationSet(seed=5, num_rows=12),
             },
         ),
         samples=SamplesConfig(

@@ -76,6 +76,6 @@ def _looking_hooks(session: Session, hook_seconds: dict[str, float]) -> Iterator
         chunk = session.engine.chunks[0]
         yield TaskGradientsHook(session.workload, groups, sinks, chunk, logging.task_gradients_every)
     if recipe.validate_every:
-        yield ValidationHook(session.workload, groups, session.engine, sinks, recipe.validate_every, hook_seconds)
+        yield ValidationHook(session.workload, groups, session.engine, sinks, recipe, hook_seconds)
     if recipe.samples.every:
         yield SamplesHook(recipe.samples, recipe.run_dir, groups, sinks, session.saver.save_weights, hook_seconds)

@@ -1,7 +1,8 @@
 """Losses on fixed rows, set by set and task by task, without learning from them.
 
 The rows go through the same schedule as those of training, forward only, so every layout that trains also validates.
-They are read anew each time: a set kept in memory would lie there once per rank for the whole run.
+They are read anew each time (a set kept in memory would lie there for the whole run) and scored as many at a time as a
+step of training takes, so validation needs no more of the device than training does.
 """
 
 import time
@@ -12,7 +13,7 @@ from janus_mega.engine.interface import StatefulEngine
 from janus_mega.observe.sinks import SinkGroup
 from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.train.loop import StepEvent
-from janus_mega.train.workload import Workload
+from janus_mega.train.workload import Recipe, Workload
 
 
 class ValidationHook:
@@ -24,16 +25,18 @@ class ValidationHook:
         groups: ProcessGroups,
         engine: StatefulEngine,
         sinks: SinkGroup,
-        every: int,
+        recipe: Recipe,
         hook_seconds: dict[str, float],
     ) -> None:
         self._workload = workload
         self._groups = groups
         self._engine = engine
         self._sinks = sinks
-        self._every = every
+        self._every = recipe.validate_every
         self._hook_seconds = hook_seconds
-        self._sets = workload.validation_sets(groups.layout.dp_rank, groups.layout.dp_size)
+        layout = groups.layout
+        self._at_a_time = recipe.global_batch_size // (recipe.parallel.micro_batch_size * layout.dp_size)
+        self._sets = workload.validation_sets(layout.dp_rank, layout.dp_size)
         self._validated_step = -1
 
     def after_step(self, event: StepEvent) -> None:
@@ -60,8 +63,13 @@ class ValidationHook:
         """Mean per task that has labels, and the joint loss as training would compute it."""
         workload = self._workload
         batches = self._sets[name]()
-        label_counts = torch.stack([workload.count_labels(batch) for batch in batches]).sum(0)
-        sums, counts = self._engine.score([workload.place(batch, self._groups) for batch in batches], label_counts)
+        sums = torch.zeros(len(workload.task_names), dtype=torch.float64)
+        counts = torch.zeros(len(workload.task_names), dtype=torch.int64)
+        for start in range(0, len(batches), self._at_a_time):
+            part = batches[start : start + self._at_a_time]
+            label_counts = torch.stack([workload.count_labels(batch) for batch in part]).sum(0)
+            scored = self._engine.score([workload.place(batch, self._groups) for batch in part], label_counts)
+            sums, counts = sums + scored[0], counts + scored[1]
         weights = torch.tensor([workload.task_weights.get(task, 1.0) for task in workload.task_names]).double()
         losses = {"loss": float((weights * sums / workload.denominators(counts)).sum())}
         for task, total, count in zip(workload.task_names, sums.tolist(), counts.tolist(), strict=True):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,6 +53,27 @@ def test_weights_and_biases_is_refused_where_it_is_not_installed(tmp_path, monke
         with pytest.raises(UserError, match="logging.wandb=project.*pip install wandb"):
             open_sinks(tmp_path, tensorboard=False, wandb="project", enabled=enabled)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_and_biases_gets_everything_under_its_step(tmp_path, monkeypatch):
+    """A stand-in that notes calls; the package itself wants an account."""
+    calls = []
+    run = SimpleNamespace(
+        log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("finished")
+    )
+    package = SimpleNamespace(
+        init=lambda **options: calls.append(options) or run, Image=lambda pixels: pixels.shape, Html=lambda text: text
+    )
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    monkeypatch.setattr("janus_mega.observe.sinks.find_spec", lambda name: package)
+    with open_sinks(tmp_path, tensorboard=False, wandb="project") as sinks:
+        sinks.scalars(2, {"loss": 1.5})
+        sinks.image(2, "drawn", np.zeros((4, 6, 3), np.uint8))
+        sinks.text(2, "answers", "1 < 2")
+    assert (calls[0]["project"], calls[0]["name"]) == ("project", tmp_path.name)
+    assert calls[1:-1] == [(2, {"loss": 1.5}), (2, {"drawn": (4, 6, 3)}), (2, {"answers": "<pre>1 &lt; 2</pre>"})]
+    assert calls[-1] == "finished"
+    assert read_metrics(tmp_path)[0]["loss"] == 1.5
 
 
 def test_texts_go_to_tensorboard(tmp_path):
