@@ -29,6 +29,7 @@ from janus_mega.engine.state import weight_slices
 from janus_mega.observe.sinks import SinkGroup, read_metrics
 from janus_mega.parallel.groups import build_groups
 from janus_mega.train.hooks.monitors import MonitorHook
+from janus_mega.train.hooks.validation import ValidationHook
 from janus_mega.train.janus import train_janus
 from janus_mega.train.loop import StepEvent
 from janus_mega.train.run import build_engine
@@ -111,6 +112,33 @@ def test_scoring_gives_the_loss_of_training_and_changes_nothing(name: str, by_on
         assert scored["monitored"].keys() == by_one["monitored"].keys()
         for key, value in by_one["monitored"].items():
             assert scored["monitored"][key] == pytest.approx(value, rel=MONITOR_BAR), key
+
+
+def validated_then_trained(run_dir: Path) -> tuple[dict[str, float], dict[str, float], float]:
+    """Validation of the first step's rows at once, and in four parts, then that step's loss."""
+    parallel = fp32()
+    groups = build_groups(1, 1)
+    workload = TinyWorkload(STAGE3, parallel)
+    workload.task_weights = {"text": 2.0, "understanding": 1.0, "generation": 0.5}
+    recipe = replace(tiny_recipe(run_dir, parallel, 2), validate_every=1)
+    engine, _ = build_engine(workload, recipe, groups)
+    found = []
+    for rows_at_a_time in (8, 2):
+        recorder = Recorder()
+        recipe = replace(recipe, global_batch_size=rows_at_a_time)
+        ValidationHook(workload, groups, engine, SinkGroup([recorder]), recipe, {}).at_end(0)
+        found.append(recorder.values)
+    (batches,) = workload.batches(0, 1, 0, 1)
+    counts = torch.stack([workload.count_labels(batch) for batch in batches]).sum(0)
+    result = engine.train_step([workload.place(batch, groups) for batch in batches], counts, 1e-3)
+    return found[0], found[1], result.loss
+
+
+def test_validation_of_the_rows_of_a_step_is_the_loss_of_that_step(tmp_path: Path) -> None:
+    ((at_once, in_parts, loss),) = results_of_ranks(validated_then_trained, 1, tmp_path)
+    assert at_once["validation/step_0/loss"] == pytest.approx(loss, rel=1e-6)
+    assert in_parts == pytest.approx(at_once, rel=1e-6)
+    assert at_once["validation/step_1/loss"] != at_once["validation/step_0/loss"]
 
 
 @pytest.fixture(scope="module")
