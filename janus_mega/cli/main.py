@@ -14,6 +14,8 @@ from data_pipeline.errors import UserError
 from janus_mega import __version__
 from janus_mega.cli.checkpoint import checkpoint_app
 from janus_mega.cli.data import data_app
+from janus_mega.cli.estimate import estimate_app
+from janus_mega.cli.stages import stages_app
 from janus_mega.cli.tokenizer import tokenizer_app
 from janus_mega.cli.verify import verify_app
 
@@ -38,6 +40,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(verify_app)
+app.add_typer(estimate_app)
+app.add_typer(stages_app)
 
 
 def main() -> None:
