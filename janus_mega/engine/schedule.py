@@ -13,6 +13,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
 from janus_mega.engine.interface import Chunk
+from janus_mega.observe.pulse import Pulse
 
 
 class ScheduledChunk(nn.Module):
@@ -49,6 +50,7 @@ def run_schedule(
     micro_batch_size: int,
     *,
     forward_only: bool = False,
+    pulse: Pulse | None = None,
 ) -> Tensor | None:
     """Forward and backward over the micro-batches of a step (1F1B with several pipeline ranks, or interleaved).
 
@@ -57,6 +59,7 @@ def run_schedule(
         micro_batches: what their forward takes.
         scales: fp32 [tasks], factors on each micro-batch's loss sums; the schedule divides by their number.
         seq_len: rows' length; with micro_batch_size, the shape of what pipeline ranks send.
+        pulse: is told of every forward pass.
 
     Returns:
         fp32 [tasks], this rank's loss sums over the step on the last pipeline rank, None elsewhere.
@@ -67,6 +70,8 @@ def run_schedule(
         return torch.dot(sums, scales), sums.detach()
 
     def forward_step(data: Iterator[Any], model: ScheduledChunk) -> tuple[Tensor, Callable[..., Any]]:
+        if pulse is not None:
+            pulse.micro_batch += 1
         return model(next(data)), score
 
     is_interleaved = len(chunks) > 1

@@ -7,7 +7,7 @@ runs forward and backward; the backend reduces gradients, clips on the global no
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from janus_mega.config.schema import OptimizerConfig, ParallelConfig
 from janus_mega.engine.interface import JudgeStep, ScaleLosses, StepResult, stop_unless_finite
 from janus_mega.engine.schedule import ScheduledChunk, run_schedule
+from janus_mega.observe.pulse import Pulse
 from janus_mega.parallel.groups import ProcessGroups
 
 
@@ -31,6 +32,8 @@ class EngineSettings:
     """Rows' length (1 where rows are not sequences)."""
     judge: JudgeStep = stop_unless_finite
     """Decides before each update whether it is made."""
+    pulse: Pulse = field(default_factory=Pulse)
+    """Is told the phases of a step."""
     prepare: Callable[[Sequence[Any]], Sequence[Any]] = list
     """What is done to the micro-batches of a step before the first forward pass."""
 
@@ -70,7 +73,8 @@ class ScheduledEngine(ABC):
             FloatingPointError: a loss or the norm is not finite and the engine has no judge; nothing was updated.
             Collective over: world.
         """
-        start = time.perf_counter()
+        start, pulse = time.perf_counter(), self.settings.pulse
+        pulse.enter("forward_backward")
         global_counts = self._sum_counts(label_counts)
         scales = self._scale_losses(global_counts).to(self.groups.device)
         sums = self._run(micro_batches, scales)
@@ -84,10 +88,12 @@ class ScheduledEngine(ABC):
         def accept(grad_norm: float) -> bool:
             nonlocal normed
             normed = time.perf_counter()
+            pulse.enter("update")
             by_task = {f"loss/{name}": value for name, value in task_losses.items()}
             reasons.append(self.settings.judge({"loss": loss, **by_task, "grad_norm": grad_norm}))
             return not reasons[0]
 
+        pulse.enter("reduce")
         grad_norm = self._update(lr, accept)
         return StepResult(
             loss=loss,
@@ -137,6 +143,7 @@ class ScheduledEngine(ABC):
             settings.seq_len,
             micro_size,
             forward_only=forward_only,
+            pulse=settings.pulse,
         )
 
     def _read(self, sums: Tensor | None, scales: Tensor, global_counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:

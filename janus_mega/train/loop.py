@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from janus_mega.engine.interface import Engine, StepResult
+from janus_mega.observe.pulse import Pulse
 from janus_mega.optim.lr_schedule import learning_rate
 from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.train.workload import Recipe, Workload
@@ -43,16 +44,27 @@ class Hook(Protocol):
 
 
 def train(
-    engine: Engine, workload: Workload, recipe: Recipe, groups: ProcessGroups, hooks: Sequence[Hook], first_step: int
+    engine: Engine,
+    workload: Workload,
+    recipe: Recipe,
+    groups: ProcessGroups,
+    hooks: Sequence[Hook],
+    first_step: int,
+    pulse: Pulse | None = None,
 ) -> int:
     """Trains from `first_step` completed steps to the recipe's last; returns the number of completed steps.
 
+    Args:
+        pulse: is told where the rank is; the engine tells it the phases of a step.
+
     Raises:
-        FloatingPointError: a loss was not finite; the step was not applied.
+        FloatingPointError: a loss was not finite and the engine has no judge; the step was not applied.
         Collective over: world.
     """
     layout = groups.layout
+    pulse = pulse or Pulse()
     step = first_step
+    pulse.begin_step()
     start = time.perf_counter()
     for batches in workload.batches(layout.dp_rank, layout.dp_size, first_step, recipe.last_step):
         placed = [workload.place(batch, groups) for batch in batches]
@@ -61,11 +73,15 @@ def train(
         lr = learning_rate(step, recipe.num_steps, recipe.optimizer)
         result = engine.train_step(placed, label_counts, lr)
         step += 1
+        pulse.end_step(step)
         now = time.perf_counter()
         event = StepEvent(step, result, batches, data_s, now - start)
         start = now
         for hook in hooks:
+            pulse.begin_hook(type(hook).__name__)
             hook.after_step(event)
+        pulse.begin_step()
     for hook in hooks:
+        pulse.begin_hook(type(hook).__name__)
         hook.at_end(step)
     return step

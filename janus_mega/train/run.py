@@ -25,6 +25,7 @@ from janus_mega.models.losses import loss_scales
 from janus_mega.models.sharding import ShardedParameter, sharded_parameters
 from janus_mega.observe.oom import memory_snapshot_on_failure
 from janus_mega.observe.progress import Progress
+from janus_mega.observe.pulse import Pulse
 from janus_mega.observe.sinks import open_sinks
 from janus_mega.optim.param_groups import build_param_groups
 from janus_mega.parallel.groups import ProcessGroups
@@ -32,6 +33,7 @@ from janus_mega.train.health import Health, any_rank
 from janus_mega.train.hooks.build import Session, build_hooks
 from janus_mega.train.loop import train
 from janus_mega.train.saving import CHECKPOINTS_DIR, Saver
+from janus_mega.train.watch import Watch
 from janus_mega.train.workload import Recipe, Workload
 
 _log = logging.getLogger(__name__)
@@ -59,8 +61,8 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
     if latest and first_step >= recipe.last_step:
         _log.info("%s: %s is already at its last step", recipe.name, latest)
         return latest
-    health = Health(recipe.health, any_rank(groups))
-    engine, shards = build_engine(workload, recipe, groups, reader, health.judge)
+    health, pulse = Health(recipe.health, any_rank(groups)), Pulse()
+    engine, shards = build_engine(workload, recipe, groups, reader, health.judge, pulse)
     if reader:
         health.restore(reader.read_state().health, first_step)
         restore_moments(engine, shards, health.updates, reader.read_box)
@@ -75,12 +77,13 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
         ) as sinks,
         Progress(recipe.name, recipe.last_step - first_step, enabled=is_writer) as progress,
         memory_snapshot_on_failure(recipe.run_dir, layout.rank, history=recipe.logging.memory_history),
+        Watch(pulse, recipe.health, recipe.run_dir, groups),
     ):
         saver = Saver(workload, recipe, engine, shards, health)
         session = Session(
             workload, recipe, groups, engine, sinks, progress, health, saver, saved_step=first_step if reader else -1
         )
-        train(engine, workload, recipe, groups, build_hooks(session), first_step)
+        train(engine, workload, recipe, groups, build_hooks(session), first_step, pulse)
     final = find_latest(root)
     assert final is not None  # the checkpoint hook has just saved
     return final
@@ -92,12 +95,14 @@ def build_engine(
     groups: ProcessGroups,
     reader: CheckpointReader | None = None,
     judge: JudgeStep = stop_unless_finite,
+    pulse: Pulse | None = None,
 ) -> tuple[StatefulEngine, list[ShardedParameter]]:
     """The engine of a workload with its weights in place, and the table of its parameters.
 
     Args:
         reader: the run's own checkpoint; without one, `recipe.init_from` or fresh values fill the weights.
         judge: decides before each update whether it is made.
+        pulse: is told the phases of a step.
         Collective over: world.
     """
     layout = groups.layout
@@ -124,7 +129,13 @@ def build_engine(
         return loss_scales(denominators, workload.task_names, workload.task_weights, layout.dp_size, num_micro_batches)
 
     settings = EngineSettings(
-        recipe.parallel, recipe.optimizer, workload.task_names, workload.seq_len, judge, prepare=built.prepare
+        recipe.parallel,
+        recipe.optimizer,
+        workload.task_names,
+        workload.seq_len,
+        judge,
+        pulse or Pulse(),
+        prepare=built.prepare,
     )
     engine = _BACKENDS[recipe.parallel.backend](chunks, param_groups, groups, settings, scale_losses)
     if reader:

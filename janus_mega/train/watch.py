@@ -1,0 +1,138 @@
+"""The thread beside every rank's training that notices when no step ends any more, and says which rank is why.
+
+Every rank watches itself and reads the files of the others; there is no message between them, since what hangs may be
+the network. The lowest rank that is alive writes one report with the stacks of all that live. A thread can do this
+while the main thread sits in a collective, because gloo, NCCL and the CUDA runtime release the interpreter.
+"""
+
+import faulthandler
+import json
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from janus_mega.config.schema import HangAction, HealthConfig
+from janus_mega.observe.pulse import Pulse
+from janus_mega.parallel.groups import ProcessGroups
+from janus_mega.train.culprits import Beats, Culprit, find_culprits
+from janus_mega.train.heartbeat import Heartbeat
+
+_log = logging.getLogger(__name__)
+
+HANG_EXIT_CODE = 86
+"""Of every rank that ends itself because the job hung."""
+STEP_FACTOR = 20
+"""Median steps that a step may take where that is longer than the timeout."""
+LONG_PHASE_FACTOR = 10
+"""Times the timeout that hooks may take, and whatever comes before the end of the first step."""
+MAX_INTERVAL_S = 1.0
+_BEATS_PER_TIMEOUT = 10
+_SETTLING_BEATS = 2
+
+
+class Watch:
+    """Beats, notices, reports; a context manager around training."""
+
+    def __init__(self, pulse: Pulse, config: HealthConfig, run_dir: Path, groups: ProcessGroups) -> None:
+        """Does nothing if the timeout is 0. To be made in the thread that trains."""
+        self._pulse = pulse
+        self._config = config
+        self._run_dir = run_dir
+        self._heartbeat = Heartbeat(run_dir, pulse, groups, threading.get_ident())
+        self._interval_s = min(MAX_INTERVAL_S, config.hang_timeout_s / _BEATS_PER_TIMEOUT)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="janus-mega-watch", daemon=True)
+        self._reported = 0.0
+        self._complained = False
+
+    def __enter__(self) -> "Watch":
+        if self._config.hang_timeout_s > 0:
+            self._heartbeat.folder.mkdir(parents=True, exist_ok=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._interval_s):
+            try:
+                self._heartbeat.beat()
+                if self._is_stalled():
+                    self._investigate()
+            except OSError as error:  # a full disk must not end training
+                if not self._complained:
+                    _log.warning("heartbeat of rank %d: %s; a hang may not be noticed", self._heartbeat.rank, error)
+                self._complained = True
+
+    def limit_s(self) -> float:
+        """Seconds without progress that are accepted in the present phase."""
+        limit = max(self._config.hang_timeout_s, STEP_FACTOR * self._pulse.median_step_s())
+        return limit * LONG_PHASE_FACTOR if self._pulse.is_long_phase else limit
+
+    def _is_stalled(self) -> bool:
+        last = self._pulse.progress_at
+        return last != self._reported and time.monotonic() - last > self.limit_s()
+
+    def _investigate(self) -> None:
+        """Compares what all ranks tell now and a little later, so that clocks of hosts do not matter."""
+        heartbeat, stalled_since = self._heartbeat, self._pulse.progress_at
+        with heartbeat.path(heartbeat.rank, "stacks.txt").open("w", encoding="utf-8") as stream:
+            faulthandler.dump_traceback(file=stream, all_threads=True)
+        before = heartbeat.read_all()
+        for _ in range(_SETTLING_BEATS):
+            if self._ended.wait(self._interval_s) or self._pulse.progress_at != stalled_since:
+                return
+            heartbeat.beat()
+        after = heartbeat.read_all()
+        culprits = find_culprits(before, after, heartbeat.world_size)
+        self._reported = stalled_since
+        silent = {rank for rank in range(heartbeat.world_size) if after.get(rank) == before.get(rank)}
+        is_reporter = heartbeat.rank == min(set(range(heartbeat.world_size)) - silent, default=heartbeat.rank)
+        if is_reporter:
+            self._report(culprits, after)
+        if self._config.hang_action is HangAction.abort:
+            if not is_reporter:
+                time.sleep(self._interval_s)  # or the launcher would end the reporter before it has written
+            logging.shutdown()
+            os._exit(HANG_EXIT_CODE)
+
+    def _report(self, culprits: list[Culprit], beats: Beats) -> None:
+        stalled_s = time.monotonic() - self._pulse.progress_at
+        report = {
+            "time": time.time(),
+            "without_progress_s": round(stalled_s, 3),
+            "limit_s": round(self.limit_s(), 3),
+            "culprits": [{"why": culprit.why, **_told(beats, culprit.rank)} for culprit in culprits],
+            "ranks": [dict(beats[rank]) for rank in sorted(beats)],
+            "stacks": {str(rank): self._stacks_of(rank) for rank in sorted(beats)},
+        }
+        path = self._run_dir / time.strftime("hang-%Y%m%dT%H%M%SZ.json", time.gmtime())
+        aside = path.with_suffix(".tmp")
+        aside.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        os.replace(aside, path)
+        for entry in report["culprits"]:  # type: ignore[attr-defined]
+            _log.error(
+                "no progress for %.0f s: rank %d on %s %s; step %d, %s, micro-batch %d, at %s; see %s",
+                stalled_s, entry["rank"], entry.get("host", "an unknown host"), entry["why"],
+                entry.get("step", 0) + 1, entry.get("phase", "?"), entry.get("micro_batch", 0),
+                entry.get("waits_in") or entry.get("at") or "an unknown place", path,
+            )  # fmt: skip
+
+    def _stacks_of(self, rank: int) -> list[str]:
+        try:
+            return self._heartbeat.path(rank, "stacks.txt").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return []
+
+
+def _told(beats: Beats, rank: int) -> dict[str, Any]:
+    return dict(beats.get(rank, {"rank": rank}))
