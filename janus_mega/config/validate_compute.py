@@ -14,10 +14,11 @@ def compute_rules(config: RunConfig) -> Iterator[str]:
 
 def _compile_rules(config: RunConfig) -> Iterator[str]:
     parallel = config.parallel
-    if parallel.compile and parallel.zero_stage == 3:
+    if parallel.compile and parallel.zero_stage > 1:
         yield (
-            "parallel.compile with parallel.zero_stage 3: weights are gathered by hooks inside of the compiled layer; "
-            "set parallel.compile to false or parallel.zero_stage to 1 or 2"
+            f"parallel.compile with parallel.zero_stage {parallel.zero_stage}: ZeRO-2 was measured to sum wrong "
+            "gradients of compiled layers, ZeRO-3 gathers weights inside of them; set parallel.compile to false or "
+            "parallel.zero_stage to 1"
         )
 
 
