@@ -42,10 +42,11 @@ class DeepSpeedEngine(ScheduledEngine):
         for chunk in chunks:
             sum_replicated_gradients(chunk, groups, settings.parallel.sequence_parallel)
         anchored = AnchoredChunks(chunks, param_groups, groups.device, chunks[0].config.params_dtype)
+        num_trained = sum(parameter.numel() for group in param_groups for parameter in group.parameters)
         self._engine, self.optimizer, _, _ = deepspeed.initialize(
             model=anchored,
             optimizer=_adamw(param_groups, settings.optimizer),
-            config=deepspeed_config(settings.parallel, settings.optimizer.clip_grad_norm),
+            config=deepspeed_config(settings.parallel, settings.optimizer.clip_grad_norm, num_trained),
             mpu=Mpu(groups),
             dist_init_required=False,
         )

@@ -39,3 +39,9 @@ def test_fp32_asks_for_no_mixed_precision() -> None:
 def test_optimizer_and_schedule_are_not_deepspeeds() -> None:
     assert not {"optimizer", "scheduler"} & set(FP32)
     assert FP32["zero_force_ds_cpu_optimizer"] is False
+
+
+@pytest.mark.parametrize(("num_trained", "expected"), [(0, 1), (1000, 1000), (10**10, 500_000_000)])
+def test_the_bucket_is_no_longer_than_what_trains(num_trained: int, expected: int) -> None:
+    zero = deepspeed_config(ParallelConfig(), 1.0, num_trained)["zero_optimization"]
+    assert zero["reduce_bucket_size"] == expected

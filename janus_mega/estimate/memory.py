@@ -1,0 +1,218 @@
+"""Memory of a rank by part, in closed form.
+
+Held all the time, in bytes per parameter (w: 2 in bf16, 4 in fp32; D: dp_size; t: those that train):
+
+                      weights   masters    moments   gradients
+    ZeRO-1            w         4 t / D    8 t / D   4 t (fp32; a bf16 run accumulates in fp32 too)
+    ZeRO-2            w         4 t / D    8 t / D   4 t / D
+    ZeRO-3            w / D     4 t / D    8 t / D   4 t / D
+    megatron          w         bf16: 4 t / D        8 t / D   4 t
+
+Kept per token and decoder layer for backward, in elements (h width, f inner width, n query and k kv heads of width d;
+tp cuts n, k, f, and with sequence parallel h between blocks): per norm its input, its output (and on the CPU, which has
+no fused kernel, input and normalised input in fp32); 4 d of rotary factors; queries, keys, values, output and fp32 sums
+of attention; what enters the output projection; 2 f of gate and up, f of the activated gate, f of their product. A frozen
+layer that gradients cross keeps no matrix's input. Recomputation trades these for a layer's input (full) or for the
+attention's inputs (selective), plus one layer's worth while it is computed again.
+
+The peak is the larger of two moments: backward of the last micro-batch's head with everything in flight, and the
+update. 1F1B keeps pp_size - rank micro-batches in flight, an interleaved pipeline (pp_size - rank - 1) * 2 +
+(v - 1) * pp_size + 1 chunks. What a process needs besides tensors is a constant, stated apart.
+"""
+
+from dataclasses import dataclass, fields
+
+from janus_mega.config import derive
+from janus_mega.config.schema import Backend, Module, Precision, Recompute, RunConfig
+from janus_mega.estimate.batch import MicroBatch
+from janus_mega.estimate.shape import RankShape, element_bytes, enters_trained
+from janus_mega.estimate.traffic import DEEPSPEED_BUCKET, FP32, NUM_TASKS, ZERO3_PERSISTENT
+
+CUDA_OVERHEAD_BYTES = 2_500_000_000
+"""CUDA context, NCCL's buffers, cuBLAS workspace and fragmentation: stated, not derived, and not measured here."""
+BATCH_BYTES_PER_TOKEN = 48
+"""Ids, positions, indices and labels of a placed micro-batch, all int64."""
+CPU_BATCH_BYTES_PER_TOKEN = 27
+"""The batch as loaded, which on the CPU lies in the same memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of one rank; `peak` is what must fit."""
+
+    weights: int
+    masters: int
+    moments: int
+    gradients: int
+    buckets: int
+    """Gradient bucket of DeepSpeed; with ZeRO-3 also weights that are gathered."""
+    batches: int
+    """Placed micro-batches of the step."""
+    activations: int
+    """Decoder layers, over all micro-batches in flight."""
+    encoder: int
+    """The understanding encoder and both adaptors, over all micro-batches in flight."""
+    heads: int
+    """Final norm, scored positions and logits of a micro-batch, its backward included."""
+    update: int
+    """What the optimizer's step needs beyond; activations are gone by then."""
+    overhead: int
+    """The framework, a stated constant."""
+
+    @property
+    def held(self) -> int:
+        """Between steps."""
+        return self.weights + self.masters + self.moments + self.batches + self.overhead
+
+    @property
+    def peak(self) -> int:
+        """The most at any moment of a step."""
+        moving = self.activations + self.encoder + self.heads
+        return self.held + self.gradients + self.buckets + max(moving, self.update)
+
+    def parts(self) -> dict[str, int]:
+        """By name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def step_memory(
+    config: RunConfig, num_gpus: int, shape: RankShape, pp_rank: int, batch: MicroBatch, num_batches: int, on_cpu: bool
+) -> Memory:
+    """Memory of a rank of `shape` that works through `num_batches` micro-batches like `batch` per step.
+
+    Args:
+        on_cpu: kernels and libraries of the CPU (gloo, unfused norms, no CUDA context), as measured by tests.
+    """
+    dp_size = derive.dp_size(config.parallel, num_gpus)
+    weights, masters, moments, gradients = _states(config, shape, dp_size)
+    in_flight = micro_batches_in_flight(config, pp_rank, num_batches)
+    layers, transient = _layers(config, shape, batch, on_cpu)
+    per_token = BATCH_BYTES_PER_TOKEN + (CPU_BATCH_BYTES_PER_TOKEN if on_cpu else 0)
+    pixels = 3 * config.model.understanding.image_size**2 * batch.images * (2 if on_cpu else 1)
+    return Memory(
+        weights=weights,
+        masters=masters,
+        moments=moments,
+        gradients=gradients,
+        buckets=_buckets(config, shape),
+        batches=num_batches * (per_token * batch.tokens + pixels),
+        activations=round(in_flight * layers + transient),
+        encoder=round(in_flight * _pathways(config, shape, batch)),
+        heads=_heads(config, batch, on_cpu) if shape.is_last else 0,
+        update=_update(config, shape, dp_size, on_cpu),
+        overhead=0 if on_cpu else CUDA_OVERHEAD_BYTES,
+    )
+
+
+def micro_batches_in_flight(config: RunConfig, pp_rank: int, num_batches: int) -> float:
+    """Micro-batches, through all layers of a pipeline rank, whose activations are held at once."""
+    parallel = config.parallel
+    behind, rounds = parallel.pp_size - pp_rank - 1, parallel.virtual_pp_size
+    if rounds == 1:
+        return min(num_batches, behind + 1)
+    return min(num_batches * rounds, behind * 2 + (rounds - 1) * parallel.pp_size + 1) / rounds
+
+
+def _states(config: RunConfig, shape: RankShape, dp_size: int) -> tuple[int, int, int, int]:
+    """Weights, masters, moments, gradients."""
+    parallel, width = config.parallel, element_bytes(config)
+    moments = 2 * FP32 * shape.trained // dp_size
+    if parallel.backend is Backend.megatron:
+        masters = FP32 * shape.trained // dp_size if parallel.precision is Precision.bf16 else 0
+        return width * shape.weights, masters, moments, FP32 * shape.trained
+    masters = FP32 * shape.trained // dp_size
+    weights = width * shape.weights // (dp_size if parallel.zero_stage == 3 else 1)
+    return weights, masters, moments, FP32 * shape.trained // (dp_size if parallel.zero_stage > 1 else 1)
+
+
+def _buckets(config: RunConfig, shape: RankShape) -> int:
+    parallel, width = config.parallel, element_bytes(config)
+    if parallel.backend is Backend.megatron:
+        return 0
+    bucket = min(DEEPSPEED_BUCKET, shape.trained)
+    if parallel.zero_stage == 3:
+        # Gathered: everything of a small model (nothing is let go that is needed again within 1e9 elements).
+        return FP32 * bucket + width * min(shape.weights, 1_000_000_000 + ZERO3_PERSISTENT)
+    is_accumulated_apart = parallel.precision is Precision.bf16 and parallel.zero_stage == 1
+    return 0 if is_accumulated_apart else width * bucket
+
+
+def _layers(config: RunConfig, shape: RankShape, batch: MicroBatch, on_cpu: bool) -> tuple[float, float]:
+    """Bytes that a micro-batch keeps in this rank's decoder layers, and the passing need of one layer."""
+    parallel, backbone, width = config.parallel, config.model.backbone, element_bytes(config)
+    tp_size = parallel.tp_size
+    stream = backbone.hidden_size / (tp_size if parallel.sequence_parallel else 1)
+    head_dim, ffn = derive.head_dim(backbone), backbone.ffn_hidden_size / tp_size
+    queries, keys = backbone.num_heads * head_dim / tp_size, backbone.num_kv_heads * head_dim / tp_size
+    trains = Module.backbone in config.stage.trainable
+    if not trains and not enters_trained(config.stage.trainable):
+        return 0.0, width * batch.tokens * 4 * ffn
+    norms = 2 * stream * (1 + trains + (FP32 // width * 2 - 1 if on_cpu else 0))
+    attention = 2 * queries + 2 * keys + FP32 / width * backbone.num_heads / tp_size
+    inputs = queries + 2 * ffn + ffn + ffn if trains else 3 * ffn
+    whole = norms + 4 * head_dim + attention + inputs
+    backward = 3 * ffn  # gradients of gate, up and the activated gate while all of the above is still held
+    kept = whole
+    if parallel.recompute is Recompute.full:
+        kept, backward = stream, backward + whole
+    elif parallel.recompute is Recompute.selective:
+        kept, backward = whole - attention + 2 * queries + 3 * keys, backward + attention
+    tokens = width * batch.tokens
+    return shape.num_layers * kept * tokens, backward * tokens
+
+
+def _pathways(config: RunConfig, shape: RankShape, batch: MicroBatch) -> float:
+    """Bytes that a micro-batch keeps in the encoder and the adaptors."""
+    if not shape.is_first:
+        return 0.0
+    model, trainable = config.model, config.stage.trainable
+    hidden, encoder = model.backbone.hidden_size, model.understanding
+    patches = max(batch.images, 1) * derive.understanding_tokens(encoder)
+    per_patch, per_id = 0.0, 0.0
+    if Module.understanding_encoder in trainable:
+        layer = 8 * encoder.hidden_size + 2 * derive.encoder_ffn_size(encoder)
+        per_patch += encoder.num_layers * layer + encoder.hidden_size
+    if {Module.understanding_adaptor, Module.understanding_encoder} & set(trainable):
+        per_patch += encoder.hidden_size + 3 * hidden
+    if {Module.generation_adaptor, Module.generation_embedding} & set(trainable):
+        per_id += model.image_tokenizer.code_dim + 3 * hidden
+    return element_bytes(config) * (patches * per_patch + batch.drawn * per_id)
+
+
+def _heads(config: RunConfig, batch: MicroBatch, on_cpu: bool) -> int:
+    """Bytes from the final norm to the gradient of the logits."""
+    model, parallel, width = config.model, config.parallel, element_bytes(config)
+    hidden, inner = model.backbone.hidden_size, derive.image_head_hidden_size(model)
+    stream = batch.tokens * hidden * width
+    total = stream * (2 if on_cpu else 1) / (parallel.tp_size if parallel.sequence_parallel else 1)
+    total += stream if parallel.sequence_parallel else 0
+    largest = 0.0
+    for task, labels in enumerate(batch.labels):
+        is_image = task == NUM_TASKS - 1
+        ids = (model.image_tokenizer.codebook_size if is_image else model.backbone.vocab_size) / parallel.tp_size
+        total += max(labels, 1) * (hidden + (2 * inner if is_image else 0)) * width
+        scored = min(max(labels, 1), config.loss.chunk_tokens)
+        if parallel.tp_size > 1:
+            # Logits as they come, their fp32 copy, the same exponentiated in place; gradients in both.
+            logits, backward = scored * ids * FP32, scored * ids * (FP32 + width)
+        else:
+            logits, backward = scored * ids * width, 2 * scored * ids * width
+        is_chunked = labels > config.loss.chunk_tokens
+        total += 0 if is_chunked else logits
+        largest = max(largest, backward + (logits if is_chunked else 0))
+    return round(total + largest)
+
+
+def _update(config: RunConfig, shape: RankShape, dp_size: int, on_cpu: bool) -> int:
+    """What the update needs beyond states, gradients and buckets."""
+    parallel = config.parallel
+    mine = FP32 * shape.trained // dp_size
+    if parallel.backend is Backend.megatron:
+        return FP32 * shape.trained if on_cpu and dp_size > 1 else 0  # gloo copies what it reduces and scatters
+    temporaries = 2 * mine  # AdamW's denominator and quotient over a flat partition
+    if parallel.precision is Precision.bf16 and parallel.zero_stage == 1:
+        return max(temporaries, FP32 * shape.trained if dp_size > 1 else 0)
+    # Flat copies of this rank's gradients, and at ZeRO-1 the gradients that were averaged.
+    copies = mine * (2 if parallel.zero_stage == 1 and dp_size > 1 else 1)
+    given_up = 0 if parallel.zero_stage > 1 else FP32 * shape.trained
+    return max(0, copies + temporaries - given_up)
