@@ -76,14 +76,25 @@ class DataHook:
         if self._quarantine is not None:
             self._quarantine.add(holes)
             message = self._quarantine.exceeded()
-        stops = torch.tensor(int(message is not None), device=self._groups.device)
-        dist.broadcast(stops, src=0)
-        if stops.item():
+        if self._any_stops(message is not None):
             raise UserError(message or "rank 0 stopped the run: too many broken samples, see its message")
+
+    def _any_stops(self, stops: bool) -> bool:
+        """Rank 0's word. Collective over: world."""
+        if self._groups.layout.world_size == 1:
+            return stops  # and the device is left alone
+        flag = torch.tensor(int(stops), device=self._groups.device)
+        dist.broadcast(flag, src=0)
+        return bool(flag.item())
 
 
 def gather_bytes(content: bytes, groups: ProcessGroups) -> list[bytes]:
-    """What every dp rank gives, by rank; nothing is pickled. Two reads from the device. Collective over: dp."""
+    """What every dp rank gives, by rank; nothing is pickled. Two reads from the device, none where dp is 1.
+
+    Collective over: dp.
+    """
+    if groups.layout.dp_size == 1:
+        return [content]
     size = torch.tensor([len(content)], device=groups.device)
     sizes = [torch.empty_like(size) for _ in range(groups.layout.dp_size)]
     dist.all_gather(sizes, size, group=groups.dp)
