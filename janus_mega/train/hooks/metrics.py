@@ -8,24 +8,15 @@ Steps whose update was not made count for amounts and seconds, not for losses an
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from janus_mega.engine.interface import StepResult
-from janus_mega.observe.memory import cuda_peak_bytes, host_peak_bytes
 from janus_mega.observe.metrics import MetricAccumulator
 from janus_mega.observe.progress import Progress
 from janus_mega.observe.sinks import SinkGroup
-from janus_mega.observe.throughput import mfu, peak_flops, tokens_per_s
 from janus_mega.parallel.groups import ProcessGroups
+from janus_mega.train.hooks.rates import device_peak, reduce_amounts, token_rates, utilisation
 from janus_mega.train.loop import StepEvent
 from janus_mega.train.workload import Recipe, Workload
-
-_GIB = 2**30
 
 
 class MetricsHook:
@@ -51,7 +42,7 @@ class MetricsHook:
         self._sinks = sinks
         self._progress = progress
         self._hook_seconds = hook_seconds
-        self._peak_flops = recipe.logging.peak_flops or _peak_of(groups.device)
+        self._peak = recipe.logging.peak_flops or device_peak(groups.device)
         self._reset()
 
     def _reset(self) -> None:
@@ -92,11 +83,13 @@ class MetricsHook:
             self._write(step, None)
 
     def _write(self, step: int, lr: float | None) -> None:
-        amounts, peaks = self._reduced()
+        amounts, peaks = reduce_amounts(self._amounts, self._groups)
         values = self._means.read()
         values |= {f"seconds/{phase}": seconds / self._steps for phase, seconds in self._seconds.items()}
         values |= {f"amount/{name}": amount / self._steps for name, amount in amounts.items()}
-        values |= self._rates(amounts) | peaks
+        flops = self._workload.flops(amounts, self._label_counts)
+        seconds, devices = self._seconds["step"], self._groups.layout.world_size
+        values |= peaks | token_rates(amounts, seconds, devices) | utilisation(flops, seconds, devices, self._peak)
         values |= {f"hook_seconds/{name}": seconds for name, seconds in self._hook_seconds.items()}
         if self._updates < self._steps:
             values["skipped_steps"] = self._steps - self._updates
@@ -104,42 +97,7 @@ class MetricsHook:
             values["lr"] = lr
             values |= {f"lr/{name}": lr * scale for name, scale in self._recipe.optimizer.lr_scales.items()}
         if self._groups.layout.rank == 0:
-            values |= _shares(self._workload.order.source_tokens(step - self._steps, step))
+            tokens = self._workload.order.source_tokens(step - self._steps, step)
+            values |= {f"source_tokens/{name}": count for name, count in tokens.items()}
         self._sinks.scalars(step, values)
         self._reset()
-
-    def _reduced(self) -> tuple[dict[str, int], dict[str, float]]:
-        """Amounts over dp, and peaks of memory over the world in GiB; the one host synchronisation of a line."""
-        names = sorted(self._amounts)
-        peaks = {"memory/host_peak_gib": host_peak_bytes(), "memory/device_peak_gib": cuda_peak_bytes()}
-        amounts = torch.tensor([self._amounts[name] for name in names], device=self._groups.device)
-        largest = torch.tensor(list(peaks.values()), device=self._groups.device)
-        dist.all_reduce(amounts, group=self._groups.dp)
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        read: Tensor = torch.cat([amounts, largest]).cpu()
-        found = read.tolist()
-        in_gib = {name: peak / _GIB for name, peak in zip(peaks, found[len(names) :], strict=True) if peak}
-        return dict(zip(names, found, strict=False)), in_gib
-
-    def _rates(self, amounts: Mapping[str, int]) -> dict[str, float]:
-        """Tokens, padding and utilisation; per device means per rank of the job."""
-        seconds, devices = self._seconds["step"], self._groups.layout.world_size
-        values: dict[str, float] = {}
-        if "tokens" in amounts:
-            values["tokens_per_s"] = tokens_per_s(amounts["tokens"], seconds)
-            values["tokens_per_s_per_device"] = values["tokens_per_s"] / devices
-        if "padding" in amounts:
-            values["padding_share"] = amounts["padding"] / ((amounts["tokens"] + amounts["padding"]) or 1)
-        for name, flops in self._workload.flops(amounts, self._label_counts).items():
-            values[f"tflops_per_device/{name}"] = mfu(flops, seconds, devices, 1e12)
-            if self._peak_flops:
-                values[name] = mfu(flops, seconds, devices, self._peak_flops)
-        return values
-
-
-def _shares(tokens: Mapping[str, int]) -> dict[str, Any]:
-    return {f"source_tokens/{name}": count for name, count in tokens.items()}
-
-
-def _peak_of(device: torch.device) -> float | None:
-    return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None

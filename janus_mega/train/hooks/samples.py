@@ -11,22 +11,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
 
-from data_pipeline.errors import UserError
-from data_pipeline.images import ImageError, decode_image, understanding_view
+from data_pipeline.images import understanding_view
 from janus_mega.config.schema import SamplesConfig
 from janus_mega.infer.model import InferenceModel, load_trained
 from janus_mega.observe.sinks import SinkGroup
 from janus_mega.parallel.groups import ProcessGroups
+from janus_mega.train.hooks.drawings import code_use, read_picture, sheet
 from janus_mega.train.loop import StepEvent
 
 SAMPLES_DIR = "samples"
 """Folder of a run directory that receives drawings and answers."""
-_COLUMNS = 8
 
 
 class SamplesHook:
@@ -47,7 +45,7 @@ class SamplesHook:
             UserError: a picture of a question is missing or no picture.
         """
         self._config = config
-        self._pictures = [_read_picture(path) for path in config.questions]
+        self._pictures = [read_picture(path) for path in config.questions]
         self._folder = run_dir / SAMPLES_DIR
         self._groups = groups
         self._sinks = sinks
@@ -102,31 +100,3 @@ class SamplesHook:
             self._sinks.text(step, "samples/answers", json.dumps(told["answers"], indent=1, ensure_ascii=False))
         content = json.dumps(told, indent=1, ensure_ascii=False)
         (self._folder / f"step-{step:08d}.json").write_text(content + "\n", encoding="utf-8")
-
-
-def _read_picture(path: str) -> np.ndarray:
-    try:
-        return decode_image(Path(path).read_bytes())
-    except (OSError, ImageError) as error:
-        raise UserError(
-            f"samples.questions: {path}: {error}; name a picture that can be read, or leave it out"
-        ) from error
-
-
-def code_use(ids: np.ndarray, codebook_size: int) -> tuple[float, float]:
-    """Share of the codebook that occurs in some ids, and the entropy of their frequencies in bits."""
-    counts = np.bincount(ids.ravel(), minlength=codebook_size)
-    shares = counts[counts > 0] / counts.sum()
-    return len(shares) / codebook_size, float(-(shares * np.log2(shares)).sum()) + 0.0
-
-
-def sheet(pictures: np.ndarray) -> np.ndarray:
-    """One picture uint8 [height, width, 3] of a stack uint8 [n, 3, side, side], side by side in rows."""
-    count, _, side, _ = pictures.shape
-    columns = min(count, _COLUMNS)
-    rows = -(-count // columns)
-    canvas = np.full((rows * side, columns * side, 3), 255, np.uint8)
-    for number, picture in enumerate(pictures):
-        top, left = number // columns * side, number % columns * side
-        canvas[top : top + side, left : left + side] = picture.transpose(1, 2, 0)
-    return canvas

@@ -11,8 +11,9 @@ from data_pipeline.errors import UserError
 from janus_mega.config.schema import SamplesConfig
 from janus_mega.engine.interface import StepResult
 from janus_mega.train.hooks.collection import CollectionHook
+from janus_mega.train.hooks.drawings import code_use, sheet
 from janus_mega.train.hooks.profiler import ProfilerHook
-from janus_mega.train.hooks.samples import SamplesHook, code_use, sheet
+from janus_mega.train.hooks.samples import SamplesHook
 from janus_mega.train.loop import StepEvent
 
 
