@@ -108,7 +108,7 @@ def test_a_shrunken_configuration_is_valid(stage: int, overrides: list[str], dp_
     validate_run(small, config.parallel.tp_size * config.parallel.pp_size * dp_size)
     assert small.model.backbone.hidden_size <= 256 and small.model.backbone.num_layers <= 24
     changed = {name for name in small.parallel.__dataclass_fields__ if _differs(small, config, name)}
-    assert changed <= {"precision", "pipeline_layers", "torch_threads"}
+    assert changed <= {"precision", "pipeline_layers", "torch_threads", "check_calls"}
     assert small.stage.trainable == config.stage.trainable
 
 
