@@ -209,6 +209,7 @@ def _parallel_of(layout: CheckedLayout) -> ParallelConfig:
         pp_size=layout.pp_size,
         sequence_parallel=layout.sequence_parallel,
         precision=Precision.fp32,
+        check_calls=True,
     )
 
 

@@ -40,6 +40,7 @@ def shrink(config: RunConfig, dp_size: int, *, keep_data: bool = False) -> RunCo
             precision=Precision.fp32,
             pipeline_layers=layers if parallel.pp_size > 1 else [],
             torch_threads=1,
+            check_calls=True,
             compile=False,
         ),
         optimizer=replace(config.optimizer, lr=CHECK_LR, schedule=Schedule.constant, warmup_steps=0),

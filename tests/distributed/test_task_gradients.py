@@ -1,5 +1,6 @@
 """Gradients per task: the right numbers in any layout, and no trace in training."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import torch
 from torch import Tensor
 
 from data_pipeline.schema import TaskId
+from janus_mega.checkpoint.reader import open_checkpoint
 from janus_mega.config.schema import Backend, ParallelConfig, Recompute
+from janus_mega.observe.sinks import read_metrics
 from janus_mega.parallel.groups import build_groups
 from janus_mega.train.hooks.task_gradients import task_gradients
-from janus_mega.train.run import build_engine
+from janus_mega.train.run import build_engine, run
 from tests.support.ranks import import_what_ranks_need, results_of_ranks
 from tests.support.tiny import STAGE3, TinyWorkload, fp32, tiny_recipe
 
@@ -109,3 +112,31 @@ def test_figures_equal_whole_backward_passes(name: str, tmp_path: Path, record_p
         worst = max(abs(found[key] - value) / (1 if "cosine" in key else value) for key, value in expected.items())
         record_property("worst", worst)
         assert worst <= BAR
+
+
+def run_with_hook(run_dir: Path, every: int) -> str:
+    parallel = fp32()
+    groups = build_groups(1, 1)
+    recipe = tiny_recipe(run_dir, parallel, 4)
+    recipe = replace(recipe, logging=replace(recipe.logging, task_gradients_every=every, monitor_every=every))
+    return str(run(TinyWorkload(STAGE3, parallel), recipe, groups))
+
+
+def test_a_run_writes_them_and_is_the_same_run(tmp_path: Path) -> None:
+    """Four steps on two ranks; the third has text alone, the fourth nothing to understand in the first rows."""
+    checkpoints = []
+    for every in (0, 1, 3):
+        checkpoints.append(open_checkpoint(Path(results_of_ranks(run_with_hook, 2, tmp_path / str(every), every)[0])))
+    for looked in checkpoints[1:]:
+        assert looked.names == checkpoints[0].names
+        assert all(torch.equal(looked.read(name), checkpoints[0].read(name)) for name in looked.names)
+    assert not any("gradient/text" in row for row in read_metrics(tmp_path / "0"))
+    found = {row["step"]: row for row in read_metrics(tmp_path / "1") if "gradient/generation" in row}
+    assert sorted(found) == [1, 2, 4]
+    assert all(-1 <= found[step]["gradient/cosine_understanding_generation"] <= 1 for step in (1, 2))
+    # Monitors look from the second step to the end of the third; the look at the second must not be theirs.
+    monitored = [
+        [row for row in read_metrics(tmp_path / str(every)) if "monitor/layer_0/rms" in row] for every in (1, 3)
+    ]
+    at_step_3 = [{**row, "time_s": 0.0} for rows in monitored for row in rows if row["step"] == 3]
+    assert len(at_step_3) == 2 and at_step_3[0] == at_step_3[1]

@@ -66,6 +66,8 @@ class MonitorHook:
     def _note_output(self, number: int) -> Any:
         @torch.no_grad()
         def note(layer: nn.Module, inputs: Any, output: Any) -> None:
+            if not layer.training:
+                return  # somebody else looks at the model between two steps
             stream: Tensor = (output[0] if isinstance(output, tuple) else output).detach()  # [s/tp, b, h]
             row = self._found[number]
             row[SQUARES] += stream.double().square().sum()
@@ -77,6 +79,8 @@ class MonitorHook:
     def _note_logits(self, number: int) -> Any:
         @torch.no_grad()
         def note(attention: nn.Module, inputs: Any) -> None:
+            if not attention.training:
+                return
             query, key = inputs[0].detach().float(), inputs[1].detach().float()  # [s, b, heads, d]
             scale = getattr(attention, "scale", None) or 1.0 / math.sqrt(query.shape[-1])
             row = self._found[number]
