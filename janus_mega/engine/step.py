@@ -6,7 +6,8 @@ runs forward and backward; the backend reduces gradients, clips on the global no
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,7 +123,7 @@ class ScheduledEngine(ABC):
         """
         global_counts = self._sum_counts(label_counts)
         scales = torch.ones(len(self.settings.task_names), device=self.groups.device)
-        with torch.no_grad():
+        with torch.no_grad(), _evaluating(self.chunks):
             sums = self._run(micro_batches, scales, forward_only=True)
         total, _, counts = self._read(sums, scales, global_counts)
         return total, counts.long()
@@ -158,3 +159,15 @@ class ScheduledEngine(ABC):
         dist.all_reduce(total)
         read = torch.stack([total, scales.double(), global_counts.double()]).cpu()
         return read[0] / self.groups.layout.tp_size, read[1], read[2]  # tp ranks hold the same sums
+
+
+@contextmanager
+def _evaluating(chunks: Sequence[nn.Module]) -> Iterator[None]:
+    """Chunks in evaluation mode: nothing is kept to be computed again, and what watches training looks away."""
+    for chunk in chunks:
+        chunk.eval()
+    try:
+        yield
+    finally:
+        for chunk in chunks:
+            chunk.train()

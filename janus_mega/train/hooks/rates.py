@@ -1,4 +1,4 @@
-"""What a line of metrics makes of amounts and seconds: rates, padding, utilisation; and its one read from the device."""
+"""What a line of metrics makes of amounts and seconds, and its one read from the device."""
 
 from collections.abc import Mapping
 
