@@ -26,7 +26,7 @@ from janus_mega.config.validate_compute import compute_rules, tokenizer_compute_
 from janus_mega.config.validate_health import health_rules
 from janus_mega.config.validate_mixture import curve_of, mixture_rules
 from janus_mega.config.validate_model import image_tokenizer_rules, model_rules
-from janus_mega.config.validate_watch import logging_rules, samples_rules, validation_rules
+from janus_mega.config.validate_watch import logging_rules, monitor_rules, samples_rules, validation_rules
 
 DOCUMENT_OVERHEAD_TOKENS = 4
 """bos, eos and the two marks around an image: a row must hold an image and these."""
@@ -270,6 +270,7 @@ def _watch(config: RunConfig, world_size: int) -> Iterator[str]:
     """Validation sets and samples."""
     yield from validation_rules(config, partial(batch_rules, parallel=config.parallel, world_size=world_size))
     yield from samples_rules(config)
+    yield from monitor_rules(config)
 
 
 def _health(config: RunConfig, world_size: int) -> Iterator[str]:

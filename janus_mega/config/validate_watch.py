@@ -26,6 +26,15 @@ def logging_rules(logging: LoggingConfig, last_step: int) -> Iterator[str]:
         )
 
 
+def monitor_rules(config: RunConfig) -> Iterator[str]:
+    """Monitors need layers that still ask for their hooks."""
+    if config.logging.monitor_every > 0 and config.parallel.compile:
+        yield (
+            f"logging.monitor_every {config.logging.monitor_every} with parallel.compile: a compiled layer sees no "
+            "hooks that come and go; set logging.monitor_every to 0 or parallel.compile to false"
+        )
+
+
 def validation_rules(config: RunConfig, batch_rule: BatchRule) -> Iterator[str]:
     """Validation sets name sources that there are, and split over the layout like a batch."""
     validation = config.validation

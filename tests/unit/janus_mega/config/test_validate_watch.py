@@ -36,6 +36,7 @@ def test_legal_watching_passes(overrides: list[str]) -> None:
         (["logging.profile_steps=[3]"], ["profile_steps [3]", "first and the last"]),
         (["logging.profile_steps=[3,2]"], ["profile_steps [3, 2]"]),
         (["logging.monitor_every=-1"], ["monitor_every -1 must be 0 (never) or more"]),
+        (["logging.monitor_every=9", "parallel.compile=true"], ["monitor_every 9", "parallel.compile"]),
         (["logging.gc_every=-2"], ["gc_every -2"]),
         (["logging.peak_flops=-1"], ["peak_flops -1"]),
         (["samples.every=5", "data.image_tokenizer=somewhere"], ["nothing to show", "samples.captions"]),
