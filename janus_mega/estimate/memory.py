@@ -11,8 +11,8 @@ Held all the time, in bytes per parameter (w: 2 in bf16, 4 in fp32; D: dp_size; 
 Kept per token and decoder layer for backward, in elements (h width, f inner width, n query and k kv heads of width d;
 tp cuts n, k, f, and with sequence parallel h between blocks): per norm its input, its output (and on the CPU, which has
 no fused kernel, input and normalised input in fp32); 4 d of rotary factors; queries, keys, values, output and fp32 sums
-of attention; what enters the output projection; 2 f of gate and up, f of the activated gate, f of their product. A frozen
-layer that gradients cross keeps no matrix's input. Recomputation trades these for a layer's input (full) or for the
+of attention; what enters the output projection; 2 f of gate and up, f of the activated gate, f of their product. A
+frozen layer that gradients cross keeps no matrix's input. Recomputation trades these for a layer's input (full) or the
 attention's inputs (selective), plus one layer's worth while it is computed again.
 
 The peak is the larger of two moments: backward of the last micro-batch's head with everything in flight, and the

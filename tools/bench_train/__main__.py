@@ -1,0 +1,194 @@
+"""Command line of the comparison.
+
+    OMP_NUM_THREADS=1 python -m tools.bench_train --hardware "2 cores of an x86-64 server, 24 GiB" --slug cpu2
+
+Measures in turns, so that a machine that slows down slows everybody, and writes train_<slug>_<date>.md and .json.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+LOSS_BAR = 1e-4
+"""Relative difference of losses on the same documents at the same weights."""
+
+
+def main() -> None:
+    """Measures and writes the record."""
+    warnings.filterwarnings("ignore")
+    arguments = _arguments()
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import torch
+
+    from tools.bench_train import record, sizes
+
+    torch.set_num_threads(arguments.threads)
+    load = os.getloadavg()[0]
+    if load > arguments.max_load and not arguments.force:
+        raise SystemExit(f"load average {load:.2f} is above {arguments.max_load}; wait, or pass --force")
+    start = time.monotonic()
+    size = sizes.TINY if arguments.tiny else sizes.FULL
+    results = _measure(size) | {"tiny": arguments.tiny, "threads": arguments.threads, "load": load}
+    described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
+    results |= {
+        "hardware": arguments.hardware,
+        "commit": described.stdout.strip() or "unknown",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": shlex.join(["python", "-m", "tools.bench_train", *sys.argv[1:]]),
+        "versions": record.versions(),
+        "seconds": time.monotonic() - start,
+    }
+    stem = f"train_{arguments.slug}_{results['date']}"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (arguments.out / f"{stem}.md").write_text(record.write(results), encoding="utf-8")
+    print(record.write(results))
+    print(arguments.out / f"{stem}.md")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hardware", required=True, help="the machine in words")
+    parser.add_argument("--slug", required=True, help="the machine in one word, for the file name")
+    parser.add_argument("--tiny", action="store_true", help="seconds of work; figures without meaning")
+    parser.add_argument("--threads", type=int, default=1, help="torch's intra-op threads, for everybody")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "lab" / "benchmarks", help="where the record goes")
+    parser.add_argument("--max-load", type=float, default=0.5, help="refuse above this load average")
+    parser.add_argument("--force", action="store_true", help="run whatever the load")
+    return parser.parse_args()
+
+
+def _measure(size: Any) -> dict[str, Any]:
+    from janus_mega.parallel.groups import build_groups, init_distributed
+    from tools.bench_train import documents as made
+    from tools.bench_train.ours import OurTraining
+    from tools.bench_train.theirs import TheirTraining
+
+    init_distributed()
+    groups = build_groups(1, 1)
+    documents = made.make_documents(size.model, size.seq_len, size.tokens, seed=0)
+    rows = made.pack(documents, size.seq_len)
+    rows = rows[: len(rows) // size.rows * size.rows]  # whole micro-batches only
+    documents = [document for row in rows for document in row]
+    packed = [made.packed_batch(rows[at : at + size.rows], size.seq_len) for at in range(0, len(rows), size.rows)]
+    max_tokens = size.rows * size.seq_len
+    buckets = [made.padded_batch(batch) for batch in made.bucketed(documents, max_tokens)]
+    padded = [made.padded_batch(batch) for batch in made.in_order(documents, size.padded_documents)]
+    ours = OurTraining(size.model, size.optimizer, groups, packed)
+    theirs = TheirTraining(size.model, ours.weights, size.optimizer)
+    losses = _losses(theirs, {"packed": packed, "bucketed": buckets, "padded": padded})
+    steps: dict[str, Callable[[], float]] = {
+        "ours, packed rows": lambda: ours.step(packed),
+        "theirs, our packed rows": lambda: theirs.step(packed),
+        "theirs, length-bucketed": lambda: theirs.step(buckets),
+        "theirs, padded": lambda: theirs.step(padded, every_position=True),
+    }
+    losses["ours"] = steps["ours, packed rows"]()  # the first step tells the loss at the common weights
+    spread = max(losses.values()) / min(losses.values()) - 1
+    if spread > LOSS_BAR:
+        raise SystemExit(f"losses at the same weights differ by {spread:.1e}: {losses}; nothing was timed")
+    seconds = _in_turns(steps, size.repeats)
+    return {
+        "losses": losses,
+        "seconds_of": seconds,
+        "gemm_flops": _gemm_flops(size.gemm),
+        "step_flops": _step_flops(size, documents),
+        "tokens": sum(map(len, documents)),
+        "documents": len(documents),
+        "slots": {
+            name: sum(b["input_ids"].numel() for b in batches)
+            for name, batches in (("packed", packed), ("bucketed", buckets), ("padded", padded))
+        },
+        "framework": _framework(size, groups),
+    }
+
+
+def _losses(theirs: Any, layouts: dict[str, Any]) -> dict[str, float]:
+    import torch
+
+    with torch.no_grad():
+        return {
+            f"theirs, {name}": sum(float(theirs.loss_sum(batch)) for batch in batches)
+            / sum(int((batch["label_head"] != 0).sum()) for batch in batches)
+            for name, batches in layouts.items()
+        }
+
+
+def _in_turns(steps: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every repeat; one warm-up each, then all in turns."""
+    for step in steps.values():
+        step()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def _gemm_flops(size: int) -> float:
+    """FLOP/s of the best of many fp32 products of two square matrices."""
+    import torch
+
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        torch.mm(left, right)
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best
+
+
+def _step_flops(size: Any, documents: Any) -> float:
+    """Model FLOPs of the documents, attention within each document."""
+    from data_pipeline.schema import LabelHead, TokenKind
+    from janus_mega.config.schema import Module
+    from janus_mega.observe.throughput import StepCounts, training_flops
+
+    total = 0.0
+    for document in documents:
+        counts = StepCounts(
+            tokens=len(document),
+            understanding_images=len(document.pixels),
+            generation_tokens=int((document.token_kind == int(TokenKind.image_gen)).sum()),
+            text_labels=int((document.label_head == int(LabelHead.text)).sum()),
+            image_labels=int((document.label_head == int(LabelHead.image)).sum()),
+        )
+        total += training_flops(size.model, counts, tuple(Module), len(document))
+    return total
+
+
+def _framework(size: Any, groups: Any) -> dict[str, float]:
+    """Milliseconds per step of the tiny model: engine, bare loop, and the median of paired differences."""
+    from tools.bench_train import documents as made
+    from tools.bench_train import sizes
+    from tools.bench_train.ours import BareTraining, OurTraining
+
+    tiny = sizes.TINY
+    rows = made.pack(made.make_documents(tiny.model, tiny.seq_len, tiny.tokens, seed=1), tiny.seq_len)[:2]
+    batches = [made.packed_batch([row], tiny.seq_len) for row in rows]
+    ours = OurTraining(tiny.model, tiny.optimizer, groups, batches)
+    bare = BareTraining(tiny.model, tiny.optimizer, groups)
+    seconds = _in_turns({"engine": lambda: ours.step(batches), "bare": lambda: bare.step(batches)}, size.host_repeats)
+    paired = [a - b for a, b in zip(seconds["engine"], seconds["bare"], strict=True)]
+    figures = {name: statistics.median(values) for name, values in seconds.items()} | {
+        "above": statistics.median(paired)
+    }
+    return {name: 1000 * value for name, value in figures.items()}
+
+
+if __name__ == "__main__":
+    main()
