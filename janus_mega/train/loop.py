@@ -30,7 +30,7 @@ class StepEvent:
     data_s: float
     """Seconds spent waiting for and placing them."""
     step_s: float
-    """Seconds of the whole step."""
+    """Seconds of the whole step, hooks apart."""
 
 
 class Hook(Protocol):
@@ -74,13 +74,12 @@ def train(
         result = engine.train_step(placed, label_counts, lr)
         step += 1
         pulse.end_step(step)
-        now = time.perf_counter()
-        event = StepEvent(step, result, batches, data_s, now - start)
-        start = now
+        event = StepEvent(step, result, batches, data_s, time.perf_counter() - start)
         for hook in hooks:
             pulse.begin_hook(type(hook).__name__)
             hook.after_step(event)
         pulse.begin_step()
+        start = time.perf_counter()  # what hooks took belongs to no step
     for hook in hooks:
         pulse.begin_hook(type(hook).__name__)
         hook.at_end(step)

@@ -1,5 +1,6 @@
 """The loop: every step's micro-batches, counts and rate reach the engine in order; hooks hear of each step once."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +92,27 @@ def test_hooks_hear_in_order_and_of_the_end() -> None:
         0,
     )
     assert heard == [("a", 1, 4), ("b", 1, 4), ("a", 2, 4), ("b", 2, 4), ("a", "end", 2), ("b", "end", 2)]
+
+
+class Sleeper:
+    """A hook that takes its time, and notes what steps took."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def after_step(self, event: StepEvent) -> None:
+        self.seconds.append(event.step_s)
+        time.sleep(0.2)
+
+    def at_end(self, step: int) -> None:
+        """Nothing."""
+
+
+def test_what_hooks_take_belongs_to_no_step() -> None:
+    sleeper = Sleeper()
+    train(RecordingEngine(), CountingWorkload(), recipe(4), groups_of(0, 1), [sleeper], 0)
+    assert len(sleeper.seconds) == 4
+    assert sum(sleeper.seconds) < 0.4  # three naps would be 0.6
 
 
 def test_a_step_that_failed_is_not_told() -> None:
