@@ -8,6 +8,7 @@ norm.
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,8 +34,8 @@ TIMEOUT_S = 300.0
 BARS = {
     "loss": 5e-6,  # measured worst 1.9e-7
     "norm": 1e-5,  # measured worst 3e-7
-    "modules": 1e-5,  # measured worst 2e-7
-    "weights": 1e-5,  # measured worst 6e-6
+    "modules": 1e-5,  # measured worst 3e-7
+    "weights": 1e-5,  # measured worst 6e-7 shrunk (eight seeds), 6e-6 with the demo's epsilon
 }
 """Relative differences that pass."""
 
@@ -145,6 +146,8 @@ def verify_launched(config: RunConfig, work_dir: Path, *, num_steps: int = NUM_S
         run_ranks(_record, 1, SyntheticWorkload, one_process(small), num_steps, work_dir, timeout_s=TIMEOUT_S)
     init_distributed(TIMEOUT_S)
     found = _measure(SyntheticWorkload, small, num_steps, work_dir)
+    if dist.get_rank() == 0:
+        shutil.rmtree(work_dir)  # all ranks have read: the comparison has reduced over them
     return Verdict(describe(config.parallel, world_size), world_size, num_steps, time.perf_counter() - start, **found)
 
 
