@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ LAYOUTS = {
     "dp2_zero2_bf16": ParallelConfig(zero_stage=2),
     "dp2_zero3_bf16": ParallelConfig(zero_stage=3),
 }
+SPOILT = ("loss", "gradient", "verdict")
+"""NaN in the loss of one task, NaN in one gradient, and nothing wrong at all but refused, as spikes are."""
 BAD_BATCH = 1
 LAST_BATCH = 3
 
@@ -47,14 +49,19 @@ LAST_BATCH = 3
 def train_all(parallel: ParallelConfig, tmp_path: Path) -> dict[str, Any]:
     """Without the batch, and with it spoilt in two ways."""
     groups = build_groups(parallel.tp_size, parallel.pp_size)
-    return {spoil: state_after(parallel, spoil, groups, tmp_path) for spoil in ("", "loss", "gradient")}
+    return {spoil: state_after(parallel, spoil, groups, tmp_path) for spoil in ("", *SPOILT)}
 
 
 def state_after(parallel: ParallelConfig, spoil: str, groups: ProcessGroups, tmp_path: Path) -> dict[str, Any]:
     """Trains on batches 0, 2 and 3, with batch 1 spoilt in between unless spoil is empty."""
     workload = TinyWorkload(STAGE3, parallel)
     health = Health(HealthConfig())
-    engine, shards = build_engine(workload, tiny_recipe(tmp_path, parallel, 4), groups, None, health.judge)
+    numbers = iter(range(LAST_BATCH + 1))
+
+    def judge(values: Mapping[str, float]) -> str:
+        return "refused" if spoil == "verdict" and next(numbers) == BAD_BATCH else health.judge(values)
+
+    engine, shards = build_engine(workload, tiny_recipe(tmp_path, parallel, 4), groups, None, judge)
     results: list[StepResult] = []
     for number in range(LAST_BATCH + 1):
         if number == BAD_BATCH and not spoil:
@@ -77,7 +84,7 @@ def state_after(parallel: ParallelConfig, spoil: str, groups: ProcessGroups, tmp
 
 def _spoilt(engine: Any, spoil: str, rank: int) -> Callable[[], None]:
     """Makes one rank's loss of one task, or one of its gradients, NaN; returns what undoes it."""
-    if torch.distributed.get_rank() != rank:
+    if spoil == "verdict" or torch.distributed.get_rank() != rank:
         return lambda: None
     if spoil == "gradient":
         parameter = next(p for p in engine.chunks[-1].parameters() if p.requires_grad)
@@ -101,12 +108,12 @@ def test_a_skipped_step_leaves_nothing_behind(name: str, tmp_path: Path) -> None
     parallel = LAYOUTS[name]
     ranks = results_of_ranks(train_all, 2, parallel, tmp_path)
     for rank in ranks:
-        for spoil in ("loss", "gradient"):
+        for spoil in SPOILT:
             found, expected = rank[spoil], rank[""]
             assert [bool(reason) for reason in found["skipped"]] == [False, True, False, False], spoil
             assert found["skipped"] == ranks[0][spoil]["skipped"]
             assert found["updates"] == 3
-            assert math.isfinite(found["losses"][BAD_BATCH]) == (spoil == "gradient")
+            assert math.isfinite(found["losses"][BAD_BATCH]) == (spoil != "loss")
             for key in ("losses", "norms"):
                 assert [found[key][i] for i in (0, 2, 3)] == expected[key], (spoil, key)
             for key in ("tensors", "parameters"):
