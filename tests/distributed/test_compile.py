@@ -33,8 +33,8 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> LayoutRun:
 
 LAYOUTS = {
     "one": (1, fp32(compile=True)),
-    "dp2": (2, fp32(compile=True)),
-    # 17 s, nearly all of it compilation
+    # 10 to 17 s each, nearly all of it compilation
+    "dp2": pytest.param(2, fp32(compile=True), marks=pytest.mark.slow),
     "tp2_sp": pytest.param(2, fp32(2, compile=True, sequence_parallel=True), marks=pytest.mark.slow),
     "megatron_dp2": pytest.param(2, fp32(compile=True, backend=Backend.megatron), marks=pytest.mark.slow),
     "recompute_full": pytest.param(1, fp32(compile=True, recompute=Recompute.full), marks=pytest.mark.slow),

@@ -18,8 +18,8 @@ from tests.support.tiny import STAGE1, STAGE3, fp32, tiny_model
 pytestmark = pytest.mark.dist
 
 OPTIONS = {
-    "qk_norm": Variant(model=tiny_model(qk_norm=True), num_steps=3),
-    "z_loss": Variant(loss=LossConfig(z_loss=1e-3), num_steps=3),
+    "qk_norm": Variant(model=tiny_model(qk_norm=True), num_steps=5),
+    "z_loss": Variant(loss=LossConfig(z_loss=1e-3), num_steps=5),
 }
 LAYOUTS = {
     "tp2_sp": (2, fp32(2, sequence_parallel=True)),
@@ -30,19 +30,33 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(scope="module", params=OPTIONS)
-def option(request, tmp_path_factory) -> tuple[Variant, LayoutRun]:
-    variant = OPTIONS[request.param]
-    return variant, run_layout(tmp_path_factory.mktemp("one"), 1, fp32(), STAGE3, variant)
+CASES = [
+    ("qk_norm", "tp2_sp"),
+    ("qk_norm", "pp2"),
+    ("qk_norm", "tp2_pp2"),
+    ("qk_norm", "dp2_check_calls"),
+    ("z_loss", "tp2_sp"),
+    ("z_loss", "megatron_tp2"),
+]
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LayoutRun]:
+    return {
+        name: run_layout(tmp_path_factory.mktemp(name), 1, fp32(), STAGE3, variant) for name, variant in OPTIONS.items()
+    }
+
+
+@pytest.mark.parametrize(("option", "layout"), CASES)
 def test_option_equals_one_process(
-    name: str, option: tuple[Variant, LayoutRun], tmp_path: Path, record_property: Callable[[str, object], None]
+    option: str,
+    layout: str,
+    one: dict[str, LayoutRun],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    variant, one = option
-    world_size, parallel = LAYOUTS[name]
-    figures = compare(run_layout(tmp_path, world_size, parallel, STAGE3, variant), one)
+    world_size, parallel = LAYOUTS[layout]
+    figures = compare(run_layout(tmp_path, world_size, parallel, STAGE3, OPTIONS[option]), one[option])
     record_property("figures", str(figures))
     assert over_bar(figures) <= 1, figures
 
