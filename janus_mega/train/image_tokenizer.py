@@ -22,6 +22,7 @@ from janus_mega.models.losses import task_denominators
 from janus_mega.models.sharding import ShardedParameter
 from janus_mega.models.vision.image_tokenizer import build_vq, save_image_tokenizer
 from janus_mega.models.vision.vq_training import MODULE, TASKS, build_vq_chunk, fresh_weights
+from janus_mega.observe.attempts import recorded_attempt
 from janus_mega.parallel.groups import ProcessGroups, build_groups, init_distributed
 from janus_mega.train.janus import prepare_run_dir
 from janus_mega.train.order import FixedOrder
@@ -128,14 +129,18 @@ def train_image_tokenizer(config: TokenizerRunConfig) -> Path:
     """
     validate_tokenizer_run(config, int(os.environ.get("WORLD_SIZE", "1")))
     workload = ImageTokenizerWorkload(config)
-    init_distributed()
-    groups = build_groups(1, 1, config.seed)
-    prepare_run_dir(Path(config.run_dir), config, groups)
-    checkpoint = run(workload, recipe_of(config), groups)
-    path = Path(config.run_dir) / TOKENIZER_DIR
-    if groups.layout.rank == 0:
-        export_image_tokenizer(checkpoint, config, path)
-    dist.barrier()
+    with recorded_attempt(Path(config.run_dir), enabled=os.environ.get("RANK", "0") == "0") as attempt:
+        with attempt.span("join"):
+            init_distributed()
+            groups = build_groups(1, 1, config.seed)
+            prepare_run_dir(Path(config.run_dir), config, groups)
+        with attempt.span("run"):
+            checkpoint = run(workload, recipe_of(config), groups)
+        path = Path(config.run_dir) / TOKENIZER_DIR
+        with attempt.span("export"):
+            if groups.layout.rank == 0:
+                export_image_tokenizer(checkpoint, config, path)
+            dist.barrier()
     return path
 
 

@@ -20,7 +20,8 @@ CHUNK_TOKENS = 16
 CHECK_LR = 3e-4
 CHECK_EPS = 1e-3
 """AdamW's epsilon at least. Where a gradient is little more than rounding, a smaller one makes a full step of either
-sign of it, and equal layouts end with weights that differ by 6e-5; with this one they follow the gradients (6e-7 over eight seeds)."""
+sign of it, and equal layouts end with weights that differ by 6e-5; with this one they follow the gradients (6e-7 over
+eight seeds)."""
 
 
 def shrink(config: RunConfig, dp_size: int, *, keep_data: bool = False) -> RunConfig:
