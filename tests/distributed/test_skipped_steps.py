@@ -12,17 +12,21 @@ import torch
 from torch import Tensor
 
 from data_pipeline.errors import UserError
+from data_pipeline.explain.blame import blame_step
 from janus_mega.checkpoint.reader import open_checkpoint
-from janus_mega.config.schema import Backend, CheckpointConfig, HealthConfig, ParallelConfig, Schedule
+from janus_mega.config.schema import Backend, CheckpointConfig, HealthConfig, ParallelConfig, RunConfig, Schedule
 from janus_mega.engine.interface import StepResult
 from janus_mega.engine.state import moment_slices, weight_slices
 from janus_mega.engine.step import ScheduledEngine
 from janus_mega.parallel.groups import ProcessGroups, build_groups
 from janus_mega.train import run as run_module
 from janus_mega.train.health import Health
+from janus_mega.train.janus import JanusWorkload, train_janus
 from janus_mega.train.run import build_engine
 from tests.distributed.layout_runs import import_what_ranks_need
+from tests.distributed.test_data_log import config_of
 from tests.support.ranks import results_of_ranks
+from tests.support.shards import make_shards
 from tests.support.tiny import STAGE3, TinyWorkload, fp32, tiny_recipe
 
 pytestmark = pytest.mark.dist
@@ -242,3 +246,32 @@ def test_a_spike_on_one_rank_is_left_out_on_all(tmp_path: Path) -> None:
     assert "deviations above" in line["why"]
     health = open_checkpoint(Path(checkpoint_at(tmp_path, NUM_STEPS))).read_state().health
     assert len(health["windows"]["loss"]) == health["updates"] == NUM_STEPS - 1
+
+
+def train_planned(config: RunConfig) -> list[str]:
+    """A run over prepared data whose third batch is no number; the documents of that batch by the plan."""
+    place, steps = JanusWorkload.place, iter(range(10))
+
+    def spoilt(self: JanusWorkload, batch: dict[str, Tensor], groups: ProcessGroups) -> Any:
+        if next(steps) == 2:
+            self.denominators = lambda counts: torch.full_like(counts, math.nan, dtype=torch.float64)
+        elif "denominators" in vars(self):
+            del self.denominators
+        return place(self, batch, groups)
+
+    JanusWorkload.place = spoilt
+    train_janus(config)
+    return [found.uid for found in blame_step(JanusWorkload(config).data, 3)]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_the_samples_of_a_skipped_batch_are_recorded(tmp_path: Path) -> None:
+    shards = make_shards(tmp_path)
+    config = config_of(shards, tmp_path / "run")
+    config = replace(config, parallel=replace(config.parallel, micro_batch_size=config.stage.global_batch_size))
+    (uids,) = results_of_ranks(train_planned, 1, config)
+    (line,) = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert line["step"] == 3
+    assert [sample["uid"] for sample in line["samples"]] == uids
+    assert uids
+    assert {sample["source"] for sample in line["samples"]} <= set(config.data.sources)
