@@ -14,8 +14,6 @@ from janus_mega.observe.throughput import PATHS_INTO_BACKBONE
 from janus_mega.parallel.layout import ChunkPlace, chunk_places
 
 HEADS = (Module.text_head, Module.image_head)
-LAYER_TENSORS, ENCODER_LAYER_TENSORS, ENCODER_END_TENSORS, TWO_LINEARS = 6, 16, 5, 4
-"""Tensors of a decoder layer, of an encoder layer, of the encoder's ends, of an adaptor or the image head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +25,8 @@ class RankShape:
     """Elements of all parameters here."""
     trained: int
     """Elements of those that train here."""
-    tensors: int
-    """Parameters, counted as tensors."""
+    tensors: tuple[int, ...]
+    """Elements of each parameter."""
 
     @property
     def num_layers(self) -> int:
@@ -70,7 +68,7 @@ def _shape(config: RunConfig, chunks: tuple[ChunkPlace, ...]) -> RankShape:
         chunks=chunks,
         weights=sum(elements.values()),
         trained=sum(count for module, count in elements.items() if module in trainable),
-        tensors=_tensors(config, chunks),
+        tensors=tuple(_tensor_sizes(config, chunks)),
     )
 
 
@@ -100,12 +98,22 @@ def _backbone(config: RunConfig, chunks: tuple[ChunkPlace, ...]) -> int:
     return sum(len(chunk.layers) for chunk in chunks) * (matrices + norms) + final
 
 
-def _tensors(config: RunConfig, chunks: tuple[ChunkPlace, ...]) -> int:
-    per_layer = LAYER_TENSORS + (2 if config.model.backbone.qk_norm else 0)
-    total = per_layer * sum(len(chunk.layers) for chunk in chunks)
+def _tensor_sizes(config: RunConfig, chunks: tuple[ChunkPlace, ...]) -> list[int]:
+    """Elements of every parameter of these chunks."""
+    model, tp_size = config.model, config.parallel.tp_size
+    backbone, encoder, codes = model.backbone, model.understanding, model.image_tokenizer
+    width, head_dim, inner = backbone.hidden_size, derive.head_dim(backbone), derive.image_head_hidden_size(model)
+    queries, keys, ffn = backbone.num_heads * head_dim, backbone.num_kv_heads * head_dim, backbone.ffn_hidden_size
+    matrices = [width * size // tp_size for size in (queries + 2 * keys, queries, 2 * ffn, ffn)]
+    layer = [*matrices, width, width, *([head_dim] * 2 if backbone.qk_norm else [])]
+    sizes = layer * sum(len(chunk.layers) for chunk in chunks)
     if any(chunk.is_first for chunk in chunks):
-        encoder = ENCODER_LAYER_TENSORS * config.model.understanding.num_layers + ENCODER_END_TENSORS
-        total += encoder + 2 * TWO_LINEARS + 2  # adaptors; text and generation embedding
+        e, f = encoder.hidden_size, derive.encoder_ffn_size(encoder)
+        ends = [3 * encoder.patch_size**2 * e, derive.understanding_tokens(encoder) * e, e, e, e]
+        sizes += ends + [*[e * e, e] * 4, e * f, f, e * f, *[e] * 5] * encoder.num_layers
+        sizes += [backbone.vocab_size * width // tp_size, codes.codebook_size * codes.code_dim]
+        sizes += [e * width, codes.code_dim * width, *[width * width] * 2, *[width] * 4]
     if any(chunk.is_last for chunk in chunks):
-        total += 1 + 1 + TWO_LINEARS  # final norm, text head, image head
-    return total
+        head = [width * inner, inner, inner * codes.codebook_size // tp_size, codes.codebook_size // tp_size]
+        sizes += [width, backbone.vocab_size * width // tp_size, *head]
+    return sizes

@@ -30,6 +30,8 @@ DEEPSPEED_BUCKET = 500_000_000
 """Elements of a DeepSpeed bucket; a longer gradient or weight is sent in several calls."""
 ZERO3_PERSISTENT = 100_000
 """DeepSpeed's ZeRO-3 keeps parameters up to this many elements gathered over a step."""
+ZERO3_KEPT, ZERO3_PREFETCH = 500_000_000, 50_000_000
+"""Elements before the loss that stay gathered until backward (half the reuse distance); elements of one gather."""
 
 
 @dataclass(slots=True)
@@ -137,7 +139,21 @@ def _add_deepspeed(traffic: Traffic, config: RunConfig, shape: RankShape, dp_siz
         return
     traffic.add("dp", "all_reduce", 2 * FP32, groups)
     traffic.add("dp", "reduce_scatter", gradient, buckets * num_batches)
-    traffic.add("dp", "all_gather", element_bytes(config) * shape.weights / dp_size / shape.tensors, shape.tensors)
+    _add_gathers(traffic, config, shape, dp_size, num_batches)
+
+
+def _add_gathers(traffic: Traffic, config: RunConfig, shape: RankShape, dp_size: int, num_batches: int) -> None:
+    """ZeRO-3: small parameters come back once a step; large ones per micro-batch, together, and those that backward
+    reaches only after ZERO3_KEPT more elements once again."""
+    small = [size for size in shape.tensors if size <= ZERO3_PERSISTENT]
+    large = sum(shape.tensors) - sum(small)
+    again = max(0, large - ZERO3_KEPT)
+    width = element_bytes(config) / dp_size
+    if small:
+        traffic.add("dp", "all_gather", width * sum(small) / len(small), len(small))
+    if large:
+        calls = -(-(large + again) // ZERO3_PREFETCH)
+        traffic.add("dp", "all_gather", width * (large + again) / calls, calls * num_batches)
 
 
 def _add_megatron(traffic: Traffic, config: RunConfig, shape: RankShape, dp_size: int, num_batches: int) -> None:

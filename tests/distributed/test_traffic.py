@@ -1,5 +1,6 @@
 """The closed formulas of `estimate.traffic` are what a step really sends, per group and kind."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from data_pipeline.schema import TokenKind
 from janus_mega.config.schema import (
     Backend,
     LossConfig,
+    ModelConfig,
     Module,
     OptimizerConfig,
     ParallelConfig,
@@ -61,11 +63,18 @@ CASES = [
 ]
 
 
-def config_of(parallel: ParallelConfig, trainable: tuple[Module, ...]) -> RunConfig:
+def wide_model() -> ModelConfig:
+    """The tiny model with matrices that ZeRO-3 does not keep gathered."""
+    model = tiny_model()
+    backbone = replace(model.backbone, hidden_size=512, num_heads=8, num_kv_heads=8, ffn_hidden_size=1024)
+    return replace(model, backbone=backbone)
+
+
+def config_of(parallel: ParallelConfig, trainable: tuple[Module, ...], model: ModelConfig | None = None) -> RunConfig:
     return RunConfig(
         name="tiny",
         run_dir="",
-        model=tiny_model(),
+        model=model or tiny_model(),
         parallel=parallel,
         optimizer=OptimizerConfig(lr=1e-3),
         stage=StageConfig(name="s", trainable=list(trainable), num_steps=1, global_batch_size=8),
@@ -81,10 +90,12 @@ def counts_of(batch) -> MicroBatch:
     return MicroBatch(batch["token_kind"].numel(), tuple(labels), batch["pixel_values"].shape[0], drawn)
 
 
-def counted_and_told(tmp_path: Path, parallel: ParallelConfig, trainable: tuple[Module, ...]):
+def counted_and_told(
+    tmp_path: Path, parallel: ParallelConfig, trainable: tuple[Module, ...], model: ModelConfig | None = None
+):
     """Of the second step (the first is a warm-up): what operators carried, what formulas say."""
     groups = build_groups(parallel.tp_size, parallel.pp_size, virtual_pp_size=parallel.virtual_pp_size)
-    workload = TinyWorkload(trainable, parallel)
+    workload = TinyWorkload(trainable, parallel, model)
     engine, _ = build_engine(workload, tiny_recipe(tmp_path, parallel, 2), groups)
     layout = groups.layout
     for batches in workload.batches(layout.dp_rank, layout.dp_size, 0, 2):
@@ -93,7 +104,7 @@ def counted_and_told(tmp_path: Path, parallel: ParallelConfig, trainable: tuple[
         counted = CountedTraffic(groups)
         with counted:
             engine.train_step(placed, counts, lr=1e-3)
-    config = config_of(parallel, trainable)
+    config = config_of(parallel, trainable, model)
     shape = rank_shapes(config)[layout.pp_rank]
     told = step_traffic(config, layout.world_size, shape, [counts_of(batch) for batch in batches])
     return [
@@ -109,3 +120,9 @@ def test_a_step_sends_what_the_formulas_say(world_size, parallel, trainable, tmp
         for key, (calls, size) in counted.items():
             assert told[key][0] == pytest.approx(calls, rel=BAR), key
             assert told[key][1] == pytest.approx(size, rel=BAR), key
+
+
+def test_zero_3_gathers_large_weights_once_per_micro_batch(tmp_path):
+    parallel = fp32(zero_stage=3, micro_batch_size=2)
+    for counted, told in results_of_ranks(counted_and_told, 2, tmp_path, parallel, STAGE3, wide_model()):
+        assert told == {key: pytest.approx(value, rel=BAR) for key, value in counted.items()}

@@ -30,6 +30,12 @@ def test_pipeline_ranks_hold_the_whole_model_between_them():
     assert sum(shape.weights for shape in rank_shapes(config)) == total_parameters(config.model)
 
 
+def test_sizes_of_tensors_add_up_to_counts():
+    for words in ((), ("parallel.tp_size=1", "parallel.sequence_parallel=false", "parallel.pp_size=2")):
+        for shape in rank_shapes(config_of(*words)):
+            assert sum(shape.tensors) == shape.weights
+
+
 def test_zero_spreads_optimizer_state_and_stage_3_the_weights():
     base = ("parallel.tp_size=1", "parallel.sequence_parallel=false")
     memory = {
