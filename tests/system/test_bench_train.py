@@ -27,7 +27,7 @@ def test_a_tiny_run_agrees_on_losses_and_writes_its_record(tmp_path):
     assert max(losses) == pytest.approx(min(losses), rel=1e-4)
     assert all(len(seconds) == 2 for seconds in results["seconds_of"].values())
     assert len(results["seconds_of"]) == 4
-    assert results["framework"]["bare"] > 0
+    assert results["framework"]["wall"]["bare"] > 0
 
 
 def test_a_loaded_machine_is_refused_before_anything_is_written(tmp_path):
