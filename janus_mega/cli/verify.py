@@ -74,10 +74,13 @@ def _verdict_of(config: "RunConfig", world_size: int, steps: int, real_rows: boo
     import torch
 
     from janus_mega.observe.log import setup_logging
+    from janus_mega.train.janus import JanusWorkload
     from janus_mega.train.layout_check import verify_layout as compare
 
     setup_logging()
     torch.set_num_threads(1)  # the ranks are forks of this process
+    if real_rows:
+        JanusWorkload(config)  # opens the data: what is wrong with it is told here, in one line
     with tempfile.TemporaryDirectory(prefix="janus_mega_verify_") as folder:
         return compare(config, world_size, Path(folder), num_steps=steps, real_rows=real_rows)
 

@@ -11,7 +11,7 @@ from janus_mega.config.schema import OptimizerConfig, RunConfig, StageConfig
 from janus_mega.config.validate import validate_run
 from janus_mega.parallel import replicated
 from janus_mega.train.janus import JanusWorkload, recipe_of
-from janus_mega.train.layout_check import CheckedLayout, LayoutFigures, check_layouts
+from janus_mega.train.layout_check import CheckedLayout, LayoutFigures, check_layouts, verify_layout
 from tests.support.ranks import import_what_ranks_need
 from tests.support.shards import TinyShards, make_shards
 from tests.support.tiny import STAGE1, STAGE3, fp32, tiny_model
@@ -74,6 +74,12 @@ def test_layouts_agree_on_real_rows(
     assert figures.max_norm_diff <= NORM_BAR
     assert figures.max_module_diff <= NORM_BAR
     assert figures.max_weight_diff <= WEIGHT_BAR
+
+
+def test_real_rows_through_a_shrunken_model(config: RunConfig, tmp_path: Path) -> None:
+    config = replace(config, parallel=replace(config.parallel, micro_batch_size=2))
+    verdict = verify_layout(config, 2, tmp_path, num_steps=2, real_rows=True)
+    assert verdict.passed and len(verdict.found["losses"]) == 2, verdict.worst
 
 
 def test_the_check_sees_norm_gradients_that_are_not_summed(
