@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.errors import UserError
 from janus_mega.config import derive
-from janus_mega.config.fields import leaf_fields
+from janus_mega.config.fields import attribute_docs, field_types, leaf_fields
 from janus_mega.config.load import Resolved, load_config, load_section
 from janus_mega.config.schema import ModelConfig, RunConfig
 from janus_mega.config.validate import validate_run
@@ -32,10 +32,20 @@ def config_lines(resolved: Resolved[Any], *, explain: bool) -> Iterator[str]:
     docs = {field.key: field.doc for field in leaf_fields(type(resolved.config))} if explain else {}
     for key, value in resolved.values.items():
         doc = docs.get(key) or docs.get(_with_wildcard(key)) or docs.get(key.rpartition(".")[0])
+        if explain and not doc:  # a dict of sections that is empty
+            doc = _section_doc(type(resolved.config), key)
         if doc:
             yield f"# {doc}"
         shown = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
         yield f"{key:<{KEY_WIDTH}} {shown:<{VALUE_WIDTH}} {resolved.origins[key]}"
+
+
+def _section_doc(schema: type, key: str) -> str:
+    """Returns what the field of a dotted key says of itself, where the key is no leaf."""
+    *parents, name = key.split(".")
+    for parent in parents:
+        schema = field_types(schema)[parent]
+    return attribute_docs(schema)[name]
 
 
 def config_summary_lines(file: str, world_size: int) -> Iterator[str]:
