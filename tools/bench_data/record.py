@@ -14,7 +14,7 @@ the tool from a seed (tools/bench_data/raw.py); that all systems hold the same i
 before anything is measured. Energon reads pictures with its garbage collection off, tokens both ways."""
 
 _TOKENS = """\
-{drawings} drawings (576 image ids and a caption) and {texts} texts in random order. Rows of ours are packed to 4096
+{drawings} drawings (576 image ids and a caption) and {texts} texts in random order. Rows of ours, 8 at a time, are packed to 4096
 tokens, labelled, checked against crc32 and hold {padding:.2%} padding; compiling the plan is within the time. The
 others are measured at their samples, decoded and not packed, which favours them. Useful tokens are stored ids: padding
 and dialogue tokens count for nobody. Compiling the plan is a part of the first line; the loader adds torch's DataLoader
