@@ -14,11 +14,12 @@ the tool from a seed (tools/bench_data/raw.py); that all systems hold the same i
 before anything is measured. Energon reads pictures with its garbage collection off, tokens both ways."""
 
 _TOKENS = """\
-{drawings} drawings (576 image ids and a caption) and {texts} texts in random order. Rows of ours, 8 at a time, are packed to 4096
-tokens, labelled, checked against crc32 and hold {padding:.2%} padding; compiling the plan is within the time. The
-others are measured at their samples, decoded and not packed, which favours them. Useful tokens are stored ids: padding
-and dialogue tokens count for nobody. Compiling the plan is a part of the first line; the loader adds torch's DataLoader
-and batches of 8 rows in int64. Samples in sequence are views of what was read; laid into rows they are copied once."""
+{drawings} drawings (576 image ids and a caption) and {texts} texts in random order. Rows of ours are packed to 4096
+tokens, labelled, checked against crc32 and hold {padding:.2%} padding; they are read 8 at a time, as the loader asks
+for them, and compiling the plan is within the time. The others are measured at their samples, decoded and not packed,
+which favours them. Useful tokens are stored ids: padding and dialogue tokens count for nobody. Compiling the plan is a
+part of the first line; the loader adds torch's DataLoader and torch batches. Samples in sequence are views of what
+was read; laid into rows they are copied once."""
 
 _IMAGES = """\
 JPEG (quality 90) to uint8 384 px: long side 384, gray around. `Pillow` is each library's documented way with Pillow's
