@@ -105,8 +105,7 @@ class ShardDirectory:
         path.mkdir(parents=True, exist_ok=True)
         while self.read_manifest() is None and not self._claim():
             pass  # another process began or finished it in between: look again
-        for room in _WRITTEN_IN:
-            remove_dead_asides(path / room)
+        self.remove_leftovers()
         manifest = self.read_manifest()
         if manifest is not None:
             self._check_finished(manifest)
@@ -160,6 +159,11 @@ class ShardDirectory:
             return parse_manifest(path.read_bytes(), path)
         except FileNotFoundError:
             return None
+
+    def remove_leftovers(self) -> None:
+        """Removes what processes of this machine that are no more have left half-written."""
+        for room in _WRITTEN_IN:
+            remove_dead_asides(self.path / room)
 
     def shard_path(self, task: int) -> Path:
         """Where a task's tar goes."""

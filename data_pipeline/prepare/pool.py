@@ -46,6 +46,7 @@ def do_in_pool(work: Work, tasks: list[int], workers: int, made: Callable[[Count
                     made(answer)
     finally:
         staff.dismiss()
+        work.directory.remove_leftovers()  # a worker may have been ended between writing and renaming
 
 
 class _Member:
