@@ -19,7 +19,7 @@ CODE = (*LIBRARY, "tools", "tests")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 7
-MAX_CONFIG_FIELDS = 120
+MAX_CONFIG_FIELDS = 128
 
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "base", "core", "stuff", "tools"}
 PRINTING_ROOMS = ("janus_mega/cli/", "tools/", "tests/")

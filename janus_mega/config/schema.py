@@ -78,6 +78,13 @@ class LossNormalization(Enum):
     per_task = "per_task"
 
 
+class OptimizerState(Enum):
+    """At a stage's start. `fresh`: moments of zero. `carry`: those of init_from, where a parameter trained before."""
+
+    fresh = "fresh"
+    carry = "carry"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelConfig:
     """How a job is cut over ranks; dp_size is derived (world / (tp * pp))."""
@@ -141,6 +148,9 @@ class OptimizerConfig:
     """Global gradient norm is clipped to this; 0 switches clipping off."""
     lr_scales: dict[str, float] = field(default_factory=dict)
     """Factor on lr by module name (see Module), 1.0 where absent."""
+    ema_decay: float = 0.0
+    """Share of the old value in a moving average of the weights, updated with them and saved beside them (0.9999 is
+    usual); 0 keeps no average."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,6 +169,8 @@ class StageConfig:
     """Rows per optimizer step over all dp ranks."""
     init_from: str = ""
     """Checkpoint directory whose weights start this stage; empty means a fresh initialisation."""
+    optimizer_state: OptimizerState = OptimizerState.fresh
+    """What becomes of the optimizer state in init_from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -251,6 +263,13 @@ class CheckpointConfig:
     """Steps between checkpoints; 0 saves at the end only."""
     keep_last: int = 2
     """Newest checkpoints that retention keeps."""
+    keep_every: int = 0
+    """Checkpoints whose step is a multiple of this stay for good, beside the newest; 0 keeps none for good."""
+    asynchronous: bool = True
+    """Copy the state to host memory and write it while training goes on; the last one of a run is always waited for."""
+    staging_gib: float = 0.0
+    """GiB of host memory that the copy on one rank may take; what does not fit is written before training goes on. 0
+    lets it take one whole share of the state."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -272,6 +291,11 @@ class HealthConfig:
     are looked for (10 times as long before the first step, in validation and when saving); 0 switches this off."""
     hang_action: HangAction = HangAction.report
     """What follows."""
+    stop_grace_s: float = 300.0
+    """Seconds after a stop signal within which all ranks must have agreed to stop and saved; then the process ends
+    without having saved. 0 waits for ever."""
+    replicas_every: int = 0
+    """Steps between comparisons of what data-parallel ranks hold in copy, to find silent corruption; 0 never."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,7 +23,7 @@ from janus_mega.config.schema import (
     TokenizerRunConfig,
 )
 from janus_mega.config.validate_compute import compute_rules, tokenizer_compute_rules
-from janus_mega.config.validate_health import health_rules
+from janus_mega.config.validate_health import checkpoint_rules, health_rules
 from janus_mega.config.validate_mixture import curve_of, mixture_rules
 from janus_mega.config.validate_model import image_tokenizer_rules, model_rules
 from janus_mega.config.validate_watch import logging_rules, monitor_rules, samples_rules, validation_rules
@@ -89,6 +89,7 @@ def tokenizer_run_problems(config: TokenizerRunConfig, world_size: int) -> Itera
         yield f"num_steps {config.num_steps} must be at least 1"
     yield from batch_rules("global_batch_size", config.global_batch_size, parallel, world_size)
     yield from logging_rules(config.logging, config.num_steps)
+    yield from checkpoint_rules(config.checkpoint)
     yield from health_rules(config.health)
 
 
@@ -187,6 +188,8 @@ def optimizer_rules(optimizer: OptimizerConfig, num_steps: int) -> Iterator[str]
             yield f"optimizer.{name} {getattr(optimizer, name)} must be 0 or more"
     if not 0 < optimizer.eps < 1:
         yield f"optimizer.eps {optimizer.eps} must lie in (0, 1)"
+    if not 0 <= optimizer.ema_decay < 1:
+        yield f"optimizer.ema_decay {optimizer.ema_decay} must be 0 (no average) or below 1"
     for name, scale in optimizer.lr_scales.items():
         if name not in MODULE_NAMES:
             yield f"optimizer.lr_scales: '{name}' is no module; known are {', '.join(sorted(MODULE_NAMES))}"
@@ -260,10 +263,7 @@ def _loss(config: RunConfig, world_size: int) -> Iterator[str]:
 def _intervals(config: RunConfig, world_size: int) -> Iterator[str]:
     """How often things happen."""
     yield from logging_rules(config.logging, derive.last_step(config.stage))
-    if config.checkpoint.save_every < 0:
-        yield f"checkpoint.save_every {config.checkpoint.save_every} must be 0 (only at the end) or more"
-    if config.checkpoint.keep_last < 1:
-        yield f"checkpoint.keep_last {config.checkpoint.keep_last} must be at least 1"
+    yield from checkpoint_rules(config.checkpoint)
 
 
 def _watch(config: RunConfig, world_size: int) -> Iterator[str]:

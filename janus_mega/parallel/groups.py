@@ -16,6 +16,9 @@ from megatron.core.tensor_parallel import random as megatron_random
 from janus_mega.parallel.layout import Layout, make_layout
 from janus_mega.parallel.platform import device_of_rank, use_cpu_platform
 
+SAVING_TIMEOUT_S = 3600.0
+"""How long ranks wait for the slowest writer of a checkpoint before the save is given up."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessGroups:
@@ -28,6 +31,8 @@ class ProcessGroups:
     dp: dist.ProcessGroup
     model: dist.ProcessGroup
     """tp x pp: all ranks that together hold one copy of the model."""
+    saving: dist.ProcessGroup
+    """All ranks over gloo, for the thread that writes checkpoints and nobody else."""
 
 
 def init_distributed(timeout_s: float = 600.0, init_method: str = "env://") -> None:
@@ -79,6 +84,7 @@ def build_groups(tp_size: int, pp_size: int, seed: int = 0, virtual_pp_size: int
         pp=parallel_state.get_pipeline_model_parallel_group(),
         dp=parallel_state.get_data_parallel_group(),
         model=parallel_state.get_model_parallel_group(),
+        saving=dist.new_group(backend="gloo", timeout=timedelta(seconds=SAVING_TIMEOUT_S)),
     )
 
 

@@ -177,6 +177,7 @@ def recipe_of(config: RunConfig) -> Recipe:
         last_step=derive.last_step(config.stage),
         global_batch_size=config.stage.global_batch_size,
         init_from=config.stage.init_from,
+        optimizer_state=config.stage.optimizer_state,
         parallel=config.parallel,
         optimizer=config.optimizer,
         logging=config.logging,

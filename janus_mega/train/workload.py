@@ -16,6 +16,7 @@ from janus_mega.config.schema import (
     HealthConfig,
     LoggingConfig,
     OptimizerConfig,
+    OptimizerState,
     ParallelConfig,
     SamplesConfig,
 )
@@ -38,6 +39,8 @@ class Recipe:
     """Rows (or pictures) per step over all dp ranks."""
     init_from: str
     """Checkpoint whose weights start the run, or empty."""
+    optimizer_state: OptimizerState = OptimizerState.fresh
+    """What becomes of the optimizer state in it."""
     parallel: ParallelConfig
     optimizer: OptimizerConfig
     logging: LoggingConfig
