@@ -5,12 +5,10 @@ engine -> optimizer state -> loop. A stage border is a process border, so starti
 """
 
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
-from data_pipeline.errors import UserError
 from janus_mega.checkpoint.manager import find_latest
 from janus_mega.checkpoint.reader import CheckpointReader, open_checkpoint
 from janus_mega.config.schema import Backend
@@ -18,7 +16,6 @@ from janus_mega.engine.call_check import check_calls
 from janus_mega.engine.deepspeed_backend import DeepSpeedEngine
 from janus_mega.engine.interface import JudgeStep, StatefulEngine, stop_unless_finite
 from janus_mega.engine.megatron_backend import MegatronEngine
-from janus_mega.engine.state import load_weights, restore_masters, restore_moments
 from janus_mega.engine.step import EngineSettings
 from janus_mega.models.backbone import compile_layers
 from janus_mega.models.losses import loss_scales
@@ -32,6 +29,7 @@ from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.train.health import Health, any_rank
 from janus_mega.train.hooks.build import Session, build_hooks
 from janus_mega.train.loop import train
+from janus_mega.train.restoring import LiveState, check_resume, fill_masters, fill_weights
 from janus_mega.train.saving import CHECKPOINTS_DIR, Saver
 from janus_mega.train.watch import Watch
 from janus_mega.train.workload import Recipe, Workload
@@ -42,8 +40,6 @@ _BACKENDS: dict[Backend, type[DeepSpeedEngine] | type[MegatronEngine]] = {
     Backend.deepspeed: DeepSpeedEngine,
     Backend.megatron: MegatronEngine,
 }
-
-_DIFFERENCES_TOLD = 4
 
 
 def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
@@ -57,16 +53,15 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
     root = recipe.run_dir / CHECKPOINTS_DIR
     latest = find_latest(root)
     reader = open_checkpoint(latest) if latest else None
-    first_step = _check_resume(reader, workload, recipe) if reader else 0
+    first_step = check_resume(reader, workload, recipe) if reader else 0
     if latest and first_step >= recipe.last_step:
         _log.info("%s: %s is already at its last step", recipe.name, latest)
         return latest
     health, pulse = Health(recipe.health, any_rank(groups)), Pulse()
     engine, shards = build_engine(workload, recipe, groups, reader, health.judge, pulse)
+    live = LiveState(workload, recipe, engine, shards, health)
     if reader:
-        health.restore(reader.read_state().health, first_step)
-        restore_moments(engine, shards, health.updates, reader.read_box)
-        workload.order.restore(reader.read_state().data_cursor)
+        live.resume(reader)
     if layout.rank == 0:
         workload.order.keep(recipe.run_dir)
 
@@ -79,7 +74,7 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
         memory_snapshot_on_failure(recipe.run_dir, layout.rank, history=recipe.logging.memory_history),
         Watch(pulse, recipe.health, recipe.run_dir, groups),
     ):
-        saver = Saver(workload, recipe, engine, shards, health)
+        saver = Saver(workload, recipe, live)
         session = Session(
             workload, recipe, groups, engine, sinks, progress, health, saver, saved_step=first_step if reader else -1
         )
@@ -112,8 +107,7 @@ def build_engine(
     if reader is None and recipe.init_from:
         reader = open_checkpoint(Path(recipe.init_from))
     if reader:
-        _check_shapes(reader, shards)
-        load_weights(shards, reader.read_box)
+        fill_weights(reader, shards)
     else:
         workload.initialize(shards)
     if recipe.parallel.check_calls:
@@ -139,39 +133,5 @@ def build_engine(
     )
     engine = _BACKENDS[recipe.parallel.backend](chunks, param_groups, groups, settings, scale_losses)
     if reader:
-        restore_masters(engine, shards, reader.read_box)
+        fill_masters(reader, engine, shards)
     return engine, shards
-
-
-def _check_resume(reader: CheckpointReader, workload: Workload, recipe: Recipe) -> int:
-    state = reader.read_state()
-    if state.plan_digest != workload.order.digest:
-        raise UserError(
-            f"{recipe.run_dir}: its checkpoint at step {state.step} was trained under data plan "
-            f"{state.plan_digest[:12]}, the configuration now gives {workload.order.digest[:12]}: "
-            f"{_what_differs(workload, recipe)}; restore what differs, or choose another run_dir"
-        )
-    return state.step
-
-
-def _what_differs(workload: Workload, recipe: Recipe) -> str:
-    differences = workload.order.differences(recipe.run_dir)
-    more = f" and {len(differences) - _DIFFERENCES_TOLD} more" if len(differences) > _DIFFERENCES_TOLD else ""
-    return ", ".join(differences[:_DIFFERENCES_TOLD]) + more if differences else "sources, ratios, seed or batch size"
-
-
-def _check_shapes(reader: CheckpointReader, shards: Iterable[ShardedParameter]) -> None:
-    known = set(reader.weight_names)
-    problems = []
-    for shard in shards:
-        if shard.name not in known:
-            problems.append(f"{shard.name} is missing")
-        elif reader.shape(shard.name) != shard.global_shape:
-            problems.append(
-                f"{shard.name} is {list(reader.shape(shard.name))}, the model has {list(shard.global_shape)}"
-            )
-    if problems:
-        raise UserError(
-            f"{reader.directory}: a checkpoint of another model ({len(problems)} parameters differ, "
-            f"first: {problems[0]}); change model.* or init_from"
-        )

@@ -16,6 +16,7 @@ from torch.multiprocessing import ProcessRaisedException
 from janus_mega.checkpoint.reader import open_checkpoint
 from janus_mega.config.schema import Backend, Module, ParallelConfig, Precision, Schedule
 from janus_mega.parallel.groups import build_groups
+from janus_mega.train import restoring
 from janus_mega.train import run as run_module
 from janus_mega.train.order import FixedOrder
 from tests.distributed.layout_runs import BARS, difference
@@ -115,7 +116,7 @@ def test_resume_in_another_layout(
 
 
 def forget_moments() -> None:
-    run_module.restore_moments = lambda *args: None
+    restoring.restore_moments = lambda *args: None
 
 
 def start_the_order_again() -> None:
@@ -138,7 +139,7 @@ def test_trap_resume_forgets(
 
 
 def forget_masters() -> None:
-    run_module.restore_masters = lambda *args: None
+    restoring.restore_masters = lambda *args: None
 
 
 def test_trap_masters_made_of_rounded_weights(run_dir: Path) -> None:
