@@ -1,8 +1,10 @@
 """The command `janus-mega`. Heavy imports stand inside commands, so that `--help` answers at once.
 
-Exit codes: 0 done; 2 bad input, told in one line; anything else with a traceback is a defect.
+Exit codes: 0 done; 2 bad input, told in one line; those of training that was stopped are in `train.exits`; anything
+else with a traceback is a defect.
 """
 
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -19,7 +21,6 @@ from janus_mega.cli.stages import stages_app
 from janus_mega.cli.tokenizer import tokenizer_app
 from janus_mega.cli.verify import verify_app
 
-USER_ERROR_CODE = 2
 DEMO_DIR = Path("runs/demo")
 
 ConfigFile = Annotated[str, typer.Argument(metavar="FILE", help="YAML of a run: a path, or a name under configs/.")]
@@ -49,9 +50,19 @@ def main() -> None:
     _silence_libraries()
     try:
         app(prog_name="janus-mega")
-    except UserError as error:
+    except Exception as error:
+        from janus_mega.train.exits import BAD_INPUT, exit_code_of
+
+        code = exit_code_of(error)
+        if code is None:
+            raise
         print(f"janus-mega: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR_CODE)
+        if (
+            code != BAD_INPUT
+        ):  # a launcher that sees one rank end sends these to the others, which would hide their code
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+        sys.exit(code)
 
 
 def _silence_libraries() -> None:

@@ -1,7 +1,8 @@
 """Starts a run on the ranks it is meant for: this process alone, forked ones, or those a launcher has started."""
 
-import logging
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -31,11 +32,13 @@ def on_ranks(fn: Callable[[Any], Any], config: Any, ranks: int, torch_threads: i
 
     Raises:
         UserError: Some rank met bad input; the message is that of the first rank that said so.
+        RunEnded: The ranks ended otherwise than done; carries the most telling of their exit codes.
     """
     import torch
 
     from janus_mega.observe.log import setup_logging
-    from janus_mega.parallel.forked import run_ranks
+    from janus_mega.parallel.forked import codes_of_ranks
+    from janus_mega.train.exits import BAD_INPUT, DONE, RunEnded, most_telling
 
     if ranks == 1:
         if torch_threads:
@@ -45,23 +48,36 @@ def on_ranks(fn: Callable[[Any], Any], config: Any, ranks: int, torch_threads: i
         return
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="janus_mega_") as folder:
-        try:
-            run_ranks(_rank, ranks, fn, config, Path(folder), timeout_s=ONE_YEAR_S, torch_threads=max(torch_threads, 1))
-        except torch.multiprocessing.ProcessRaisedException:
-            messages = sorted(Path(folder).iterdir())
-            if messages:
-                raise UserError(messages[0].read_text(encoding="utf-8")) from None
-            raise
+        codes = codes_of_ranks(
+            _rank, ranks, fn, config, Path(folder), timeout_s=ONE_YEAR_S, torch_threads=max(torch_threads, 1)
+        )
+        code = most_telling(code for code in codes if code is not None)
+        told = [path.read_text(encoding="utf-8") for path in sorted(Path(folder).glob(f"*.{code}"))]
+    if code == BAD_INPUT and told:
+        raise UserError(told[0])
+    if code != DONE:
+        ended = RunEnded(told[0] if told else ", ".join(_told_code(rank, code) for rank, code in enumerate(codes)))
+        ended.exit_code = code
+        raise ended
+
+
+def _told_code(rank: int, code: int | None) -> str:
+    if code is None:
+        return f"rank {rank} was ended because others failed"
+    return f"rank {rank} " + (f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with {code}")
 
 
 def _rank(fn: Callable[[Any], Any], config: Any, folder: Path) -> None:
     from janus_mega.observe.log import setup_logging
+    from janus_mega.train.exits import exit_code_of
 
     rank = int(os.environ["RANK"])
     setup_logging(rank)
     try:
         fn(config)
-    except UserError as error:
-        logging.getLogger(__name__).debug("rank %d met bad input", rank)
-        (folder / f"{rank:06d}").write_text(str(error), encoding="utf-8")
-        raise
+    except Exception as error:
+        code = exit_code_of(error)
+        if code is None:
+            raise
+        (folder / f"{rank:06d}.{code}").write_text(str(error), encoding="utf-8")
+        sys.exit(code)

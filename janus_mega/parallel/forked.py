@@ -6,17 +6,29 @@ torch operations (its OpenMP pool would be dead in the children); ranks set thei
 started by torchrun or srun.
 """
 
+import multiprocessing
 import os
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""Those that ask a run to save and to end."""
+SETTLE_S = 5.0
+"""Seconds that the other ranks have to end by themselves once one has failed."""
 
 
 def run_ranks(
@@ -44,6 +56,88 @@ def run_ranks(
                 for process in context.processes:
                     process.kill()
                 raise TimeoutError(f"{world_size} ranks of {fn.__name__} were still running after {timeout_s:.0f} s")
+
+
+def codes_of_ranks(
+    fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 300.0, torch_threads: int = 1
+) -> list[int | None]:
+    """Like `run_ranks` for ranks that may die in any way: their exit codes by rank, -N for a death by signal N.
+
+    Once a rank has ended with another code than 0, the others have SETTLE_S to end too; those that have not are killed
+    and count as None. Stop signals are handed on to all ranks, and a rank whose parent dies receives SIGTERM.
+
+    Args:
+        fn: what each rank runs; ends with the code of a SystemExit, or 1 after any other exception, which is printed.
+        world_size: ranks.
+        args: of `fn`.
+        timeout_s: of collectives.
+        torch_threads: of each rank.
+    """
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory(prefix="janus_mega_ranks_") as folder:
+        shared = (world_size, str(Path(folder) / "store"), timeout_s, torch_threads, fn, args)
+        processes = [context.Process(target=_forked_rank, args=(rank, *shared)) for rank in range(world_size)]
+        with _handing_on_signals(processes):
+            _join(processes)
+        codes = [process.exitcode for process in processes]
+        killed = _end(processes)
+        return [None if rank in killed else code for rank, code in enumerate(codes)]
+
+
+def _join(processes: Sequence[BaseProcess]) -> None:
+    """Returns when all have ended, or SETTLE_S after the first that failed."""
+    deadline = float("inf")
+    while alive := [process for process in processes if process.exitcode is None]:
+        if deadline == float("inf") and any(process.exitcode for process in processes):
+            deadline = time.monotonic() + SETTLE_S
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return
+        wait([process.sentinel for process in alive], timeout=min(left, 1.0))
+
+
+def _end(processes: Sequence[BaseProcess]) -> set[int]:
+    """Kills the ranks that still live, also stopped ones; returns their numbers."""
+    killed = {rank for rank, process in enumerate(processes) if process.exitcode is None}
+    for rank in killed:
+        processes[rank].kill()
+    for process in processes:
+        process.join()
+    return killed
+
+
+@contextmanager
+def _handing_on_signals(processes: Sequence[BaseProcess]) -> Iterator[None]:
+    """Starts the processes; until the end a stop signal goes to each of them that lives, instead of ending this one.
+
+    Signals are held back while processes start: none may meet a rank that nobody knows yet, or this handler in a rank.
+    """
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        for process in processes:
+            if process.pid is not None and process.exitcode is None:
+                os.kill(process.pid, number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    before = {}
+    try:
+        for process in processes:
+            process.start()
+        if is_main:
+            before = {number: signal.signal(number, hand_on) for number in STOP_SIGNALS}
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _forked_rank(*args: Any) -> None:
+    torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGTERM)  # type: ignore[attr-defined]
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    _rank_main(*args)
 
 
 def _rank_main(

@@ -1,6 +1,9 @@
 """Forked ranks: they meet, their failures surface, and they never outlive their time."""
 
 import os
+import signal
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import ProcessRaisedException
 
-from janus_mega.parallel.forked import run_ranks
+from janus_mega.parallel.forked import codes_of_ranks, run_ranks
 from tests.support.ranks import results_of_ranks
 
 pytestmark = pytest.mark.dist
@@ -67,3 +70,69 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def end_rank_one(how) -> None:
+    if dist.get_rank() == 1:
+        how()
+    dist.barrier()
+
+
+@pytest.mark.parametrize("code", [2, 75, 76, 77, 78, 86])
+def test_ranks_end_with_any_code(code: int) -> None:
+    assert codes_of_ranks(lambda: sys.exit(code), 2) == [code, code]
+
+
+def test_ranks_that_are_done_have_code_0() -> None:
+    assert codes_of_ranks(dist.barrier, 3) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), -9),
+        (lambda: os._exit(86), 86),
+        (lambda: sys.exit(78), 78),
+    ],
+)
+def test_the_others_notice_a_rank_that_dies(how, code: int) -> None:
+    """Gloo tells the others that the connection is gone."""
+    start = time.monotonic()
+    codes = codes_of_ranks(lambda: end_rank_one(how), 2)
+    assert codes == [1, code] and time.monotonic() - start < 5
+
+
+def test_ranks_left_hanging_are_killed_within_seconds(tmp_path: Path) -> None:
+    def hang_or_die() -> None:
+        (tmp_path / str(dist.get_rank())).write_text(str(os.getpid()))
+        dist.barrier()
+        if dist.get_rank() == 2:
+            sys.exit(76)
+        if dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(600)
+
+    start = time.monotonic()
+    assert codes_of_ranks(hang_or_die, 3) == [None, None, 76]
+    assert time.monotonic() - start < 9
+    assert not any(is_running(int(path.read_text())) for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_stop_signals_are_handed_on_to_every_rank(number: signal.Signals, tmp_path: Path) -> None:
+    def end_well() -> None:
+        signal.signal(number, lambda *_: sys.exit(75))
+        (tmp_path / str(dist.get_rank())).touch()
+        time.sleep(60)
+
+    def send_when_ready() -> None:
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    sender = threading.Thread(target=send_when_ready)
+    sender.start()
+    assert codes_of_ranks(end_well, 2) == [75, 75]
+    sender.join()
+    assert signal.getsignal(number) is before
