@@ -18,7 +18,6 @@ was meant, not of what a disk gave back. The library reads the files.
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +27,12 @@ import torch
 from torch import Tensor
 
 from data_pipeline.errors import UserError
+from janus_mega.checkpoint.disk import DISK, Disk
 
 SCHEMA = "janus-checkpoint/1"
 MANIFEST_FILE = "manifest.json"
+TRASH_PREFIX = ".trash-"
+"""What is to be removed gets a name that begins so, first of all."""
 INDEX_FILE = "tensors.json"
 STATE_FILE = "state.json"
 CONFIG_FILE = "config.yaml"
@@ -69,7 +71,9 @@ def rank_file(rank: int) -> str:
     return f"tensors-{rank:05d}.safetensors"
 
 
-def write_safetensors(path: Path, tensors: Sequence[tuple[str, Tensor]], metadata: dict[str, str]) -> FileEntry:
+def write_safetensors(
+    path: Path, tensors: Sequence[tuple[str, Tensor]], metadata: dict[str, str], disk: Disk = DISK
+) -> FileEntry:
     """Writes and fsyncs a safetensors file, moving one tensor at a time to the CPU; returns its size and hash."""
     ordered = sorted(tensors, key=lambda item: -item[1].element_size())  # keeps every tensor aligned, as readers expect
     header: dict[str, Any] = {"__metadata__": metadata}
@@ -87,51 +91,37 @@ def write_safetensors(path: Path, tensors: Sequence[tuple[str, Tensor]], metadat
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
-    with path.open("xb") as file:
-        for block in (len(text).to_bytes(8, "little"), text):
-            digest.update(block)
-            file.write(block)
+    with disk.create(path) as file:
+        head = len(text).to_bytes(8, "little") + text
+        digest.update(head)
+        disk.write(file, head)
         for _, tensor in ordered:
             raw = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
             for start in range(0, len(raw), _CHUNK_BYTES):
                 digest.update(raw[start : start + _CHUNK_BYTES])
-                file.write(raw[start : start + _CHUNK_BYTES])
-        _flush(file.fileno(), file)
+                disk.write(file, raw[start : start + _CHUNK_BYTES])
+        disk.sync_file(file)
     return FileEntry(path.name, 8 + len(text) + position, digest.hexdigest())
 
 
-def write_bytes(path: Path, content: bytes, name: str | None = None) -> FileEntry:
+def write_bytes(path: Path, content: bytes, name: str | None = None, disk: Disk = DISK) -> FileEntry:
     """Writes and fsyncs a small file; returns its size and hash under `name` (default: the file's own)."""
-    with path.open("xb") as file:
-        file.write(content)
-        _flush(file.fileno(), file)
+    with disk.create(path) as file:
+        disk.write(file, content)
+        disk.sync_file(file)
     return FileEntry(name or path.name, len(content), hashlib.sha256(content).hexdigest())
 
 
-def copy_file(source: Path, path: Path, name: str) -> FileEntry:
+def copy_file(source: Path, path: Path, name: str, disk: Disk = DISK) -> FileEntry:
     """Copies a file in chunks, hashing what is written; fsynced."""
     digest, size = hashlib.sha256(), 0
-    with source.open("rb") as reader, path.open("xb") as writer:
+    with source.open("rb") as reader, disk.create(path) as writer:
         while chunk := reader.read(_CHUNK_BYTES):
             digest.update(chunk)
-            writer.write(chunk)
+            disk.write(writer, chunk)
             size += len(chunk)
-        _flush(writer.fileno(), writer)
+        disk.sync_file(writer)
     return FileEntry(name, size, digest.hexdigest())
-
-
-def _flush(descriptor: int, file: Any) -> None:
-    file.flush()
-    os.fsync(descriptor)
-
-
-def sync_directory(path: Path) -> None:
-    """Makes the names inside a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def hash_file(path: Path) -> FileEntry:
@@ -149,7 +139,7 @@ def dump_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, indent=1).encode()
 
 
-def write_manifest(directory: Path, step: int, world_size: int, files: Sequence[FileEntry]) -> None:
+def write_manifest(directory: Path, step: int, world_size: int, files: Sequence[FileEntry], disk: Disk = DISK) -> None:
     """Writes and fsyncs the manifest, the last file of a checkpoint."""
     body: dict[str, Any] = {
         "schema": SCHEMA,
@@ -158,7 +148,7 @@ def write_manifest(directory: Path, step: int, world_size: int, files: Sequence[
         "files": {entry.name: {"bytes": entry.bytes, "sha256": entry.sha256} for entry in files},
     }
     body["sha256"] = hashlib.sha256(dump_json(body)).hexdigest()
-    write_bytes(directory / MANIFEST_FILE, dump_json(body))
+    write_bytes(directory / MANIFEST_FILE, dump_json(body), disk=disk)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

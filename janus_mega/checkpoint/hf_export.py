@@ -14,7 +14,8 @@ from torch import Tensor
 from data_pipeline.errors import UserError
 from data_pipeline.text import special
 from janus_mega.checkpoint import hf_config
-from janus_mega.checkpoint.format import dump_json, sync_directory, write_bytes, write_safetensors
+from janus_mega.checkpoint.disk import DISK
+from janus_mega.checkpoint.format import dump_json, write_bytes, write_safetensors
 from janus_mega.checkpoint.hf_model import check_shapes, expected_shapes, hf_model_config, hf_weights
 from janus_mega.checkpoint.hf_tokenizer import tokenizer_config, tokenizer_json
 from janus_mega.checkpoint.trained import TrainedModel, open_trained
@@ -62,7 +63,7 @@ def export_hf(
     expected = expected_shapes(hf_model_config(trained, dtype))
     weights = check_shapes(hf_weights(trained), expected)
     _write_weights(((name, tensor.to(DTYPES[dtype])) for name, tensor in weights), aside, max_shard_bytes)
-    sync_directory(aside)
+    DISK.sync_directory(aside)
     _put_in_place(aside, out_dir)
     return out_dir
 
@@ -134,4 +135,4 @@ def _put_in_place(aside: Path, out_dir: Path) -> None:
         shutil.rmtree(trash)
     else:
         os.rename(aside, out_dir)
-    sync_directory(out_dir.parent)
+    DISK.sync_directory(out_dir.parent)

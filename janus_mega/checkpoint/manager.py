@@ -1,19 +1,19 @@
-"""Saving, finding and pruning checkpoints of a run.
+"""Saving and finding checkpoints of a run.
 
-Every rank calls `save_checkpoint`; communication is the barrier that the caller passes in and the shared directory,
-nothing else. A rank that fails still passes every barrier, so a full disk on one rank never hangs the others: the
-checkpoint is then not published and every rank raises.
+Every rank calls `save_checkpoint`; communication is the agreement that the caller passes in and the shared directory,
+nothing else. A rank that fails still takes part in every agreement, so a full disk on one rank never hangs the others:
+the checkpoint is then not published and every rank raises.
 
 The newest checkpoint is found by scanning for directories whose manifests verify. There is no pointer file: it would
 be one more thing that can be torn, stale or lost.
 """
 
+import errno
 import json
 import logging
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,6 +21,8 @@ from typing import Any
 from torch import Tensor
 
 from data_pipeline.errors import UserError
+from janus_mega.checkpoint.claim import Claim, Superseded, unclaimed
+from janus_mega.checkpoint.disk import DISK, Disk
 from janus_mega.checkpoint.format import (
     CONFIG_FILE,
     DTYPE_NAMES,
@@ -31,7 +33,6 @@ from janus_mega.checkpoint.format import (
     dump_json,
     find_damage,
     rank_file,
-    sync_directory,
     write_bytes,
     write_manifest,
     write_safetensors,
@@ -42,8 +43,24 @@ from janus_mega.parallel.slices import Box, Slice, check_coverage
 
 _log = logging.getLogger(__name__)
 _STEP_DIR = re.compile(r"step-(\d{8,})(?:-(\d+))?")
-_ASIDE = ".aside-step-"
-_TRASH = ".trash-"
+
+
+def _alone(ok: bool) -> bool:
+    return ok
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Who saves together."""
+
+    rank: int = 0
+    world_size: int = 1
+    agree: Callable[[bool], bool] = _alone
+    """Returns when all ranks have called it, and whether all of them said True. Collective over: all that save."""
+
+
+ALONE = Ranks()
+"""One process that saves for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,65 +69,82 @@ class Found:
 
     path: Path
     step: int
-    attempt: int
+    repeat: int
     """0, or the suffix of a directory that was saved again at the same step."""
 
 
 def save_checkpoint(
-    root: Path,
+    place: Path | Claim,
     slices: Iterable[Slice],
     state: TrainState,
     *,
-    rank: int = 0,
-    world_size: int = 1,
-    barrier: Callable[[], None] = lambda: None,
+    ranks: Ranks = ALONE,
     extra_files: Mapping[str, bytes | Path] | None = None,
+    about: Mapping[str, Any] | None = None,
+    disk: Disk = DISK,
 ) -> Path:
-    """Writes one checkpoint under `root` and returns its directory. Collective: every rank, through `barrier`.
+    """Writes one checkpoint and returns its directory. Collective: every rank, through `ranks.agree`.
 
     Args:
-        root: directory of all checkpoints of a run, shared by all ranks.
+        place: the claim on the directory of all checkpoints of a run, shared by all ranks; or a directory that no two
+            processes save into at once.
         slices: what this rank owns; over all ranks each element of each tensor exactly once.
         state: where the run stands; `rng` is this rank's, the rest is taken from rank 0.
-        rank: this process.
-        world_size: processes that save.
-        barrier: returns when all ranks have called it.
+        ranks: who saves.
         extra_files: further files by relative name (tokenizers, ...), content or a path to copy; rank 0's are taken.
+        about: JSON values for the manifest, such as layout and commit; rank 0's are taken.
+        disk: where it happens.
 
     Raises:
         ValueError: pieces overlap or are missing (names tensor and range).
-        OSError: writing failed; nothing was published.
+        OSError: writing failed, here or on another rank; nothing was published.
+        Superseded: a newer attempt has claimed the directory; nothing was published.
     """
-    root = Path(root)
-    aside = root / f"{_ASIDE}{state.step:08d}"
-    failure: Exception | None = None
+    mine = place if isinstance(place, Claim) else unclaimed(place)
+    aside = mine.directory / f"step-{state.step:08d}"
+    is_first = ranks.rank == 0
     phases = (
-        lambda: _open_aside(root, aside) if rank == 0 else None,
-        lambda: _write_rank(aside, slices, state, rank),
-        lambda: _publish(root, aside, state, world_size, extra_files or {}) if rank == 0 else None,
+        lambda: _open_aside(mine, aside, disk) if is_first else None,
+        lambda: _write_rank(aside, slices, state, ranks.rank, disk),
+        lambda: _join(aside, state, ranks.world_size, extra_files or {}, disk) if is_first else None,
+        lambda: _publish(mine, aside, state.step, disk) if is_first else None,
     )
     for phase in phases:
-        if failure is None:
-            try:
-                phase()
-            except Exception as error:  # told after the barriers, or the other ranks would wait for ever
-                failure = error
-        barrier()
+        failure: Exception | None = None
+        try:
+            phase()
+        except Exception as error:  # told after the agreement, or the other ranks would wait for ever
+            failure = error
+        if not ranks.agree(failure is None):
+            _give_up(mine, aside, failure, is_first, disk)
+    return _at_step(mine.root, state.step)[-1].path
+
+
+def _give_up(mine: Claim, aside: Path, failure: Exception | None, is_first: bool, disk: Disk) -> None:
+    """Makes room again, as the disk may be full, and raises."""
+    if is_first:
+        with suppress(OSError):
+            disk.remove_tree(aside)
+    if mine.number:
+        try:
+            mine.check()
+        except Superseded as superseded:
+            raise superseded from failure
     if failure is not None:
         raise failure
-    if aside.exists() or not (found := _at_step(root, state.step)):
-        raise OSError(f"{root}: step {state.step} was not saved, because another rank failed; see its log")
-    return found[-1].path
+    raise OSError(f"{mine.root}: {aside.name} was not saved, because another rank failed; see its log")
 
 
-def _open_aside(root: Path, aside: Path) -> None:
-    root.mkdir(parents=True, exist_ok=True)
-    for left_over in root.glob(f"{_ASIDE}*"):  # of saves that were killed
-        shutil.rmtree(left_over)
-    aside.mkdir()
+def _open_aside(mine: Claim, aside: Path, disk: Disk) -> None:
+    if mine.number == 0:
+        disk.make_directories(mine.directory)
+        disk.sync_names_above(mine.root)
+    for left_over in sorted(mine.directory.iterdir()):  # of saves that failed or were killed
+        disk.remove_tree(left_over)
+    disk.make_directory(aside)
 
 
-def _write_rank(aside: Path, slices: Iterable[Slice], state: TrainState, rank: int) -> None:
+def _write_rank(aside: Path, slices: Iterable[Slice], state: TrainState, rank: int, disk: Disk) -> None:
     """Writes the tensors of one rank, and a note for rank 0 that says which."""
     pieces = list(slices)
     for name, tensor in state.rng.items():
@@ -118,43 +152,54 @@ def _write_rank(aside: Path, slices: Iterable[Slice], state: TrainState, rank: i
         pieces.append(Slice(f"{RNG_PREFIX}{rank:05d}/{name}", shape, (0,) * len(shape), tensor))
     keys = [f"{piece.name}@{','.join(map(str, piece.offset))}" for piece in pieces]
     tensors = [(key, piece.tensor) for key, piece in zip(keys, pieces, strict=True)]
-    entry = write_safetensors(aside / rank_file(rank), tensors, {"rank": str(rank), "step": str(state.step)})
+    metadata = {"rank": str(rank), "step": str(state.step)}
+    entry = write_safetensors(aside / rank_file(rank), tensors, metadata, disk)
     rows = [
         [piece.name, DTYPE_NAMES[piece.tensor.dtype], piece.global_shape, key, piece.offset, tuple(piece.tensor.shape)]
         for key, piece in zip(keys, pieces, strict=True)
     ]
-    write_bytes(aside / _note(rank), dump_json({"file": asdict(entry), "pieces": rows}))
+    write_bytes(aside / _note(rank), dump_json({"file": asdict(entry), "pieces": rows}), disk=disk)
 
 
 def _note(rank: int) -> str:
     return f".note-{rank:05d}.json"
 
 
-def _publish(
-    root: Path, aside: Path, state: TrainState, world_size: int, extra_files: Mapping[str, bytes | Path]
-) -> None:
-    """Joins the ranks' notes into index and manifest, and gives the directory its name."""
-    missing = [rank for rank in range(world_size) if not (aside / _note(rank)).exists()]
-    if missing:
-        raise OSError(f"{root}: step {state.step} was not saved, rank(s) {missing} wrote nothing; see their logs")
+def _join(aside: Path, state: TrainState, world_size: int, extra_files: Mapping[str, bytes | Path], disk: Disk) -> None:
+    """Joins the ranks' notes into index and manifest."""
     notes = [json.loads((aside / _note(rank)).read_bytes()) for rank in range(world_size)]
     index = _build_index(notes)
     entries = [FileEntry(**note["file"]) for note in notes]
     fields = asdict(state)
     config_text = fields.pop("config_text")
     del fields["rng"]
-    entries.append(write_bytes(aside / INDEX_FILE, dump_json(index)))
-    entries.append(write_bytes(aside / STATE_FILE, dump_json(fields)))
-    entries.append(write_bytes(aside / CONFIG_FILE, config_text.encode()))
-    entries += [_write_extra(aside, name, content) for name, content in extra_files.items()]
+    entries.append(write_bytes(aside / INDEX_FILE, dump_json(index), disk=disk))
+    entries.append(write_bytes(aside / STATE_FILE, dump_json(fields), disk=disk))
+    entries.append(write_bytes(aside / CONFIG_FILE, config_text.encode(), disk=disk))
+    entries += [_write_extra(aside, name, content, disk) for name, content in extra_files.items()]
     for rank in range(world_size):
-        (aside / _note(rank)).unlink()
-    write_manifest(aside, state.step, world_size, entries)
-    sync_directory(aside)
-    earlier = _at_step(root, state.step)
-    suffix = f"-{earlier[-1].attempt + 1}" if earlier else ""
-    os.rename(aside, root / f"step-{state.step:08d}{suffix}")
-    sync_directory(root)
+        disk.remove_file(aside / _note(rank))
+    write_manifest(aside, state.step, world_size, entries, disk)
+    disk.sync_directory(aside)
+
+
+def _publish(mine: Claim, aside: Path, step: int, disk: Disk) -> None:
+    """Gives the directory its name: the one operation that makes a checkpoint, and that a fenced attempt cannot do."""
+    earlier = _at_step(mine.root, step)
+    repeat = earlier[-1].repeat + 1 if earlier else 0
+    while True:
+        try:
+            disk.rename(aside, mine.root / (f"step-{step:08d}-{repeat}" if repeat else f"step-{step:08d}"))
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            repeat += 1  # an older attempt was just not fenced yet
+    disk.sync_directory(mine.root)
+    if mine.number:
+        disk.sync_directory(mine.directory)
+    else:
+        disk.remove_directory(mine.directory)
 
 
 def _build_index(notes: list[dict[str, Any]]) -> dict[str, Any]:
@@ -174,17 +219,17 @@ def _build_index(notes: list[dict[str, Any]]) -> dict[str, Any]:
     return index
 
 
-def _write_extra(aside: Path, name: str, content: bytes | Path) -> FileEntry:
+def _write_extra(aside: Path, name: str, content: bytes | Path, disk: Disk) -> FileEntry:
     relative = PurePosixPath(name)
     if relative.is_absolute() or ".." in relative.parts:
         raise UserError(f"extra file {name!r}: must be a relative name inside the checkpoint")
     path = aside / relative
-    path.parent.mkdir(parents=True, exist_ok=True)
+    disk.make_directories(path.parent)
     if isinstance(content, Path):
-        entry = copy_file(content, path, str(relative))
+        entry = copy_file(content, path, str(relative), disk)
     else:
-        entry = write_bytes(path, content, str(relative))
-    sync_directory(path.parent)
+        entry = write_bytes(path, content, str(relative), disk)
+    disk.sync_directory(path.parent)
     return entry
 
 
@@ -196,7 +241,7 @@ def list_checkpoints(root: Path) -> list[Found]:
             match = _STEP_DIR.fullmatch(path.name)
             if match:
                 found.append(Found(path, int(match[1]), int(match[2] or 0)))
-    return sorted(found, key=lambda entry: (entry.step, entry.attempt))
+    return sorted(found, key=lambda entry: (entry.step, entry.repeat))
 
 
 def _at_step(root: Path, step: int) -> list[Found]:
@@ -211,45 +256,19 @@ def find_latest(root: Path, accept: Callable[[int], bool] = lambda step: True) -
         accept: which steps will do; the others are passed over in silence.
     """
     for entry in reversed([entry for entry in list_checkpoints(root) if accept(entry.step)]):
-        damage = _find_damage(entry, content=True)
+        damage = find_step_damage(entry, content=True)
         if damage is None:
             return entry.path
         _log.warning("passing over a damaged checkpoint: %s", damage)
     return None
 
 
-def _find_damage(entry: Found, *, content: bool) -> str | None:
+def find_step_damage(entry: Found, *, content: bool) -> str | None:
+    """`format.find_damage`, and whether the directory bears the name of its own step."""
     damage = find_damage(entry.path, content=content)
     if damage is None and open_checkpoint(entry.path, verify=False).step != entry.step:
         return f"{entry.path}: its manifest is of another step; the directory was renamed, use an older one"
     return damage
-
-
-def apply_retention(root: Path, keep_last: int) -> list[Path]:
-    """Removes all but the newest `keep_last` whole checkpoints; call on rank 0 after a save. Returns what went.
-
-    Nothing goes unless the newest verifies in full, and only what is older than `keep_last` whole ones, so the last
-    good checkpoint is never touched and damaged newer ones stay for inspection. Removal begins with a rename, so a
-    half-removed directory is never taken for a checkpoint.
-    """
-    if keep_last < 1:
-        raise UserError(f"checkpoint.keep_last {keep_last}: at least one checkpoint must stay; set it to 1 or more")
-    for path in Path(root).glob(f"{_TRASH}*"):
-        shutil.rmtree(path)
-    found = list_checkpoints(root)
-    if not found or _find_damage(found[-1], content=True) is not None:
-        return []
-    whole, removed = 0, []
-    for entry in reversed(found):
-        if whole >= keep_last:
-            trash = entry.path.with_name(_TRASH + entry.path.name)
-            os.rename(entry.path, trash)
-            sync_directory(Path(root))
-            shutil.rmtree(trash)
-            removed.append(entry.path)
-        elif _find_damage(entry, content=False) is None:
-            whole += 1
-    return removed
 
 
 def load_state(directory: Path, rank: int = 0) -> TrainState:

@@ -6,10 +6,12 @@ Also the way back to an earlier state while the run goes on.
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
-from janus_mega.checkpoint.manager import apply_retention, find_latest, save_checkpoint
+from janus_mega.checkpoint.manager import Ranks, find_latest, save_checkpoint
 from janus_mega.checkpoint.reader import open_checkpoint
+from janus_mega.checkpoint.retention import apply_retention
 from janus_mega.parallel.slices import Slice
 from janus_mega.train.restoring import LiveState
 from janus_mega.train.workload import Recipe, Workload
@@ -36,7 +38,8 @@ class Saver:
         root = self._recipe.run_dir / CHECKPOINTS_DIR
         saved = self._save(root, self._live.slices(), step)
         if self._live.engine.groups.layout.rank == 0:
-            apply_retention(root, self._recipe.checkpoint.keep_last)
+            checkpoint = self._recipe.checkpoint
+            apply_retention(root, checkpoint.keep_last, checkpoint.keep_every, written=saved)
         return saved
 
     def save_weights(self, folder: Path, step: int) -> Path:
@@ -57,17 +60,21 @@ class Saver:
             return None
         reader = open_checkpoint(found)
         self._live.go_back(reader, step)
-        self.save(step)  # its first barrier comes before anything is pruned, so nobody still reads
+        self.save(step)  # its first agreement comes before anything is pruned, so nobody still reads
         return reader.step
 
     def _save(self, root: Path, slices: Iterable[Slice], step: int) -> Path:
-        layout = self._live.engine.groups.layout
+        groups = self._live.engine.groups
+
+        def agree(ok: bool) -> bool:
+            all_ok = torch.tensor(int(ok))
+            dist.all_reduce(all_ok, dist.ReduceOp.MIN, groups.saving)
+            return bool(all_ok)
+
         return save_checkpoint(
             root,
             slices,
             self._live.at(step),
-            rank=layout.rank,
-            world_size=layout.world_size,
-            barrier=dist.barrier,
+            ranks=Ranks(groups.layout.rank, groups.layout.world_size, agree),
             extra_files=self._workload.extra_files(),
         )

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from data_pipeline.errors import UserError
 from janus_mega.checkpoint import format as checkpoint_format
+from janus_mega.checkpoint.claim import claim
 from janus_mega.checkpoint.format import find_damage, rank_file, write_safetensors
 from janus_mega.checkpoint.manager import (
-    apply_retention,
+    Ranks,
     find_latest,
     list_checkpoints,
     load_state,
@@ -24,6 +25,7 @@ from janus_mega.checkpoint.manager import (
     save_checkpoint,
 )
 from janus_mega.checkpoint.reader import open_checkpoint
+from janus_mega.checkpoint.retention import apply_retention
 from janus_mega.checkpoint.state import TrainState
 from janus_mega.parallel.slices import Box, Slice
 
@@ -55,9 +57,25 @@ def rows_of(rank: int, world_size: int) -> list[Slice]:
     return pieces
 
 
+def agreement(world_size: int) -> Callable[[bool], bool]:
+    """What the gloo reduction of a real run answers, among threads."""
+    barrier, answers = threading.Barrier(world_size), []
+
+    def agree(ok: bool) -> bool:
+        answers.append(ok)
+        barrier.wait(timeout=20)
+        all_ok = all(answers)
+        if barrier.wait(timeout=20) == 0:
+            answers.clear()
+        barrier.wait(timeout=20)
+        return all_ok
+
+    return agree
+
+
 def save_on_threads(root: Path, world_size: int, slices: Callable[[int], list[Slice]], step: int = 3) -> list[object]:
     """What save_checkpoint returned or raised on each of `world_size` ranks."""
-    barrier = threading.Barrier(world_size)
+    agree = agreement(world_size)
     results: list[object] = [None] * world_size
 
     def run(rank: int) -> None:
@@ -66,9 +84,7 @@ def save_on_threads(root: Path, world_size: int, slices: Callable[[int], list[Sl
                 root,
                 slices(rank),
                 state(step, rng={"torch": torch.full((4,), rank, dtype=torch.uint8)}),
-                rank=rank,
-                world_size=world_size,
-                barrier=lambda: barrier.wait(timeout=20) and None,
+                ranks=Ranks(rank, world_size, agree),
                 extra_files={"text_tokenizer.model": b"pieces"},
             )
         except Exception as error:
@@ -233,9 +249,10 @@ def test_retention_keeps_the_newest_whole_ones(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_killed_save_are_ignored_and_replaced(tmp_path: Path) -> None:
-    for step in (1, 7):
-        (tmp_path / f".aside-step-{step:08d}").mkdir()
-    (tmp_path / ".aside-step-00000001" / rank_file(0)).write_bytes(b"half")
+    mine = claim(tmp_path)
+    (mine.directory / "step-00000001").mkdir()
+    (mine.directory / "step-00000001" / rank_file(0)).write_bytes(b"half")
+    (mine.directory / ".trash-step-00000000").mkdir()
     assert find_latest(tmp_path) is None
-    assert find_latest(save_one(tmp_path, 1).parent) == tmp_path / "step-00000001"
-    assert not list(tmp_path.glob(".aside*"))
+    assert save_checkpoint(mine, rows_of(0, 1), state(1)) == find_latest(tmp_path) == tmp_path / "step-00000001"
+    assert list(mine.directory.iterdir()) == []

@@ -1,0 +1,102 @@
+"""Which checkpoints stay, their removal, and whether the disk has room for them.
+
+Nothing goes unless the newest is known to be good, and only what is older than the newest whole ones, so the last good
+checkpoint is never touched and damaged newer ones stay for inspection. Removal begins with a rename, so a half-removed
+directory is never taken for a checkpoint; an attempt renames into its own folder, so a fenced one removes none.
+"""
+
+import shutil
+from pathlib import Path
+
+from data_pipeline.errors import UserError
+from janus_mega.checkpoint.claim import Claim, fence_older, remove_trash
+from janus_mega.checkpoint.disk import DISK, Disk
+from janus_mega.checkpoint.format import TRASH_PREFIX
+from janus_mega.checkpoint.manager import Found, find_step_damage, list_checkpoints
+
+
+def apply_retention(
+    place: Path | Claim, keep_last: int, keep_every: int = 0, *, written: Path | None = None, disk: Disk = DISK
+) -> list[Path]:
+    """Removes all but the newest `keep_last` whole checkpoints and those kept for good; rank 0, after a save.
+
+    Args:
+        place: the claim of this attempt, or a directory of checkpoints that nobody claims.
+        keep_last: how many of the newest whole ones stay, at least 1.
+        keep_every: checkpoints whose step is a multiple of it stay too; 0 for none.
+        written: what this process has just saved. If that is the newest, its content is not read again: the
+            digests in it are of what was handed to the disk a moment ago.
+        disk: where it happens.
+
+    Returns:
+        The directories that went.
+
+    Raises:
+        UserError: `keep_last` below 1.
+        Superseded: a newer attempt has claimed the directory.
+    """
+    if keep_last < 1:
+        raise UserError(f"checkpoint.keep_last {keep_last}: at least one checkpoint must stay; set it to 1 or more")
+    root = place.root if isinstance(place, Claim) else Path(place)
+    if isinstance(place, Claim):
+        place.check()
+        fence_older(place, disk)
+    else:
+        remove_trash(root, disk)
+    found = list_checkpoints(root)
+    if not found or find_step_damage(found[-1], content=found[-1].path != written) is not None:
+        return []
+    removed = []
+    try:
+        for entry in _superfluous(found, keep_last, keep_every):
+            _remove(entry, place, disk)
+            removed.append(entry.path)
+    except FileNotFoundError:
+        if isinstance(place, Claim):
+            place.check()
+        raise
+    return removed
+
+
+def _superfluous(found: list[Found], keep_last: int, keep_every: int) -> list[Found]:
+    """Checkpoints older than the newest `keep_last` whole ones and not kept for good, newest first."""
+    whole, superfluous = 0, []
+    for entry in reversed(found):
+        if whole < keep_last:
+            whole += find_step_damage(entry, content=False) is None
+        elif not keep_every or entry.step % keep_every:
+            superfluous.append(entry)
+    return superfluous
+
+
+def _remove(entry: Found, place: Path | Claim, disk: Disk) -> None:
+    folder = place.directory if isinstance(place, Claim) else entry.path.parent
+    trash = folder / f"{TRASH_PREFIX}{entry.path.name}"
+    disk.rename(entry.path, trash)
+    disk.sync_directory(entry.path.parent)
+    disk.remove_tree(trash)
+
+
+def check_space(root: Path, bytes_of_one: int, keep_last: int) -> None:
+    """Makes sure that the disk has room for what retention keeps and for the one being written; before the first step.
+
+    Args:
+        root: directory of all checkpoints of a run; need not exist. What it holds already counts.
+        bytes_of_one: size of one checkpoint over all ranks.
+        keep_last: how many stay.
+
+    Raises:
+        UserError: there is too little; names what is needed, what is free and the remedy.
+    """
+    existing = Path(root).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    held = min(len(list_checkpoints(root)), keep_last)
+    needed = (keep_last + 1 - held) * bytes_of_one
+    if free < needed:
+        raise UserError(
+            f"{root}: {needed / 2**30:.2f} GiB are needed for {keep_last + 1 - held} more checkpoints of "
+            f"{bytes_of_one / 2**30:.2f} GiB (checkpoint.keep_last {keep_last} and the one being written), "
+            f"{free / 2**30:.2f} GiB are free; lower checkpoint.keep_last, make room or choose another run_dir"
+        )
