@@ -50,6 +50,10 @@ class Pulse:
         self.is_long_phase = True
         self.progress_at = time.monotonic()
 
+    def tick(self) -> None:
+        """Whatever is waited for has moved on."""
+        self.progress_at = time.monotonic()
+
     def median_step_s(self) -> float:
         """Median of the last steps' durations, seconds; 0 before the first."""
         return statistics.median(list(self._durations)) if self._durations else 0.0

@@ -30,7 +30,7 @@ from janus_mega.train.health import Health, any_rank
 from janus_mega.train.hooks.build import Session, build_hooks
 from janus_mega.train.loop import train
 from janus_mega.train.restoring import LiveState, check_resume, fill_masters, fill_weights
-from janus_mega.train.saving import CHECKPOINTS_DIR, Saver
+from janus_mega.train.saving import CHECKPOINTS_DIR, Saver, claim_checkpoints
 from janus_mega.train.watch import Watch
 from janus_mega.train.workload import Recipe, Workload
 
@@ -51,6 +51,7 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
     """
     layout = groups.layout
     root = recipe.run_dir / CHECKPOINTS_DIR
+    place = claim_checkpoints(recipe.run_dir, groups)  # first, so that no older attempt adds to what is found
     latest = find_latest(root)
     reader = open_checkpoint(latest) if latest else None
     first_step = check_resume(reader, workload, recipe) if reader else 0
@@ -73,8 +74,8 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
         Progress(recipe.name, recipe.last_step - first_step, enabled=is_writer) as progress,
         memory_snapshot_on_failure(recipe.run_dir, layout.rank, history=recipe.logging.memory_history),
         Watch(pulse, recipe.health, recipe.run_dir, groups),
+        Saver(workload, recipe, live, place, pulse) as saver,
     ):
-        saver = Saver(workload, recipe, live)
         session = Session(
             workload, recipe, groups, engine, sinks, progress, health, saver, saved_step=first_step if reader else -1
         )

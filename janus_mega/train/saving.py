@@ -1,50 +1,156 @@
-"""What a run saves: its whole state under `checkpoints/`, or the weights alone for somebody who only looks at them.
+"""What a run saves, and how: its whole state under `checkpoints/`, or the weights alone for somebody who looks at them.
+
+A save begins with a snapshot at a step border and is written by a thread beside training (`writer`); at most one is
+under way, so the next waits for it, and so does everybody who reads checkpoints. A save that fails is told and counted,
+and training goes on: the newest checkpoint before it stands. The last save of a run is another matter, its failure ends
+the run. Saves that are waited for anyway are written from the live tensors, without a copy.
 
 Also the way back to an earlier state while the run goes on.
 """
 
-from collections.abc import Callable, Iterable
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 
+from janus_mega.checkpoint.claim import Claim, Superseded, claim
+from janus_mega.checkpoint.disk import DISK, Disk
 from janus_mega.checkpoint.manager import Ranks, find_latest, save_checkpoint
 from janus_mega.checkpoint.reader import open_checkpoint
 from janus_mega.checkpoint.retention import apply_retention
-from janus_mega.parallel.slices import Slice
+from janus_mega.checkpoint.staging import GIB, Snapshot, Staging, failed, live
+from janus_mega.checkpoint.state import TrainState
+from janus_mega.observe.pulse import Pulse
+from janus_mega.parallel.groups import ProcessGroups
+from janus_mega.train.exits import DEFECT, RunEnded
 from janus_mega.train.restoring import LiveState
 from janus_mega.train.workload import Recipe, Workload
+from janus_mega.train.writer import Outcome, Verdict, Writer
+
+_log = logging.getLogger(__name__)
 
 CHECKPOINTS_DIR = "checkpoints"
 """Folder of a run directory that holds its checkpoints."""
+LAST_WAIT_S = 60.0
+"""How long a process that ends by an error lets its writer go on."""
+
+
+class SaveFailed(RunEnded):
+    """A checkpoint that the run cannot do without was not saved."""
+
+    exit_code = DEFECT
 
 
 class Saver:
-    """Writes checkpoints of one engine."""
+    """Writes checkpoints of one engine; a context manager around training."""
 
     def __init__(
-        self,
-        workload: Workload,
-        recipe: Recipe,
-        live: LiveState,
+        self, workload: Workload, recipe: Recipe, live_state: LiveState, place: Claim | Path, pulse: Pulse | None = None
     ) -> None:
+        """`place` is where the run's checkpoints go; `pulse` is told that somebody waits, not hangs."""
+        groups = live_state.engine.groups
         self._workload = workload
         self._recipe = recipe
-        self._live = live
+        self._live = live_state
+        self._place = place
+        self.disk: Disk = DISK
+        """What is written through."""
+        self._writer = Writer(groups.saving, (pulse or Pulse()).tick)
+        self._staging = Staging(int(recipe.checkpoint.staging_gib * GIB))
+        self._is_prepared = not (recipe.checkpoint.asynchronous and recipe.checkpoint.save_every)
+        self._ranks = Ranks(groups.layout.rank, groups.layout.world_size, self._writer.agree)
+        self._last: Outcome | None = None
+        self._num_failed = 0
+        self._news: dict[str, float] = {}
 
-    def save(self, step: int) -> Path:
-        """Saves all that a resume needs; old checkpoints go. Collective over: world."""
-        root = self._recipe.run_dir / CHECKPOINTS_DIR
-        saved = self._save(root, self._live.slices(), step)
-        if self._live.engine.groups.layout.rank == 0:
-            checkpoint = self._recipe.checkpoint
-            apply_retention(root, checkpoint.keep_last, checkpoint.keep_every, written=saved)
-        return saved
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """What is under way is not lost by an error here: the writers of all ranks that live go on for a while."""
+        if not self._writer.let_go(LAST_WAIT_S):
+            _log.error("a checkpoint was still being written when the run ended; it has no name and counts for nothing")
+
+    def save(self, step: int) -> None:
+        """Begins to save all that a resume needs; returns when training may go on. Old checkpoints go afterwards.
+
+        Raises:
+            Superseded: a newer attempt has taken the checkpoints over. Collective over: world.
+        """
+        self.settle()
+        if self._recipe.checkpoint.asynchronous:
+            try:
+                snapshot = self._staging.snapshot(self._live.slices())
+            except Exception as error:  # of this rank alone; all must hear of it
+                snapshot = failed(error)
+        else:
+            snapshot = live(self._live.slices())
+        self._begin(self._place, snapshot, self._live.at(step))
+        self._writer.wait_until(snapshot.free.wait)
+        if not self._recipe.checkpoint.asynchronous:
+            self.settle()
+
+    def finish(self, step: int) -> Path:
+        """The checkpoint of a step, saved by now if it was not; nothing is under way any more.
+
+        Raises:
+            SaveFailed: it was not saved; what was saved before stands.
+            Superseded: a newer attempt has taken the checkpoints over. Collective over: world.
+        """
+        self.settle()
+        if self._last is None or self._last.step != step or self._last.path is None:
+            self._begin(self._place, live(self._live.slices()), self._live.at(step))
+            self.settle()
+        assert self._last is not None
+        if self._last.path is None:
+            raise SaveFailed(f"step {step}: the last checkpoint was not saved: {_in_words(self._last.error)}")
+        return self._last.path
+
+    def settle(self) -> None:
+        """Waits for the save that is under way, if there is one.
+
+        Raises:
+            Superseded: a newer attempt has taken the checkpoints over. Collective over: saving.
+        """
+        self._hear(self._writer.take(wait=True))
+
+    def look(self) -> None:
+        """At a step border: hears of a save that has ended meanwhile, and makes room for the first copy.
+
+        Raises:
+            Superseded: a newer attempt has taken the checkpoints over.
+        """
+        self._hear(self._writer.take(wait=False))
+        if not self._is_prepared:
+            self._is_prepared = True
+            self._staging.prepare(self._live.slices())
+
+    def news(self) -> dict[str, float]:
+        """Metrics of saves that have ended since this was asked last; empty if none has."""
+        news, self._news = self._news, {}
+        return news
 
     def save_weights(self, folder: Path, step: int) -> Path:
-        """Saves the weights below a folder, enough to run the model. Collective over: world."""
-        return self._save(folder, self._live.weights(), step)
+        """Saves the weights below a folder, enough to run the model, and waits for it.
+
+        Raises:
+            Exception: whatever went wrong with it. Collective over: world.
+        """
+        self.settle()
+        self._begin(folder, live(self._live.weights()), self._live.at(step))
+        outcome = self._writer.take(wait=True)
+        assert outcome is not None
+        if outcome.path is None:
+            raise outcome.error or SaveFailed(f"{folder}: not saved")
+        return outcome.path
 
     def go_back(self, accept: Callable[[int], bool], step: int) -> int | None:
         """Puts weights, moments and health of the newest acceptable checkpoint in place, and saves that as `step`.
@@ -55,6 +161,7 @@ class Saver:
         Returns:
             The step of the checkpoint, None if there is none. Collective over: world.
         """
+        self.settle()
         found = find_latest(self._recipe.run_dir / CHECKPOINTS_DIR, accept)
         if found is None:
             return None
@@ -63,18 +170,95 @@ class Saver:
         self.save(step)  # its first agreement comes before anything is pruned, so nobody still reads
         return reader.step
 
-    def _save(self, root: Path, slices: Iterable[Slice], step: int) -> Path:
-        groups = self._live.engine.groups
+    def _begin(self, place: Claim | Path, snapshot: Snapshot, state: TrainState) -> None:
+        state = copy.deepcopy(state)
+        extra_files = self._workload.extra_files()
 
-        def agree(ok: bool) -> bool:
-            all_ok = torch.tensor(int(ok))
-            dist.all_reduce(all_ok, dist.ReduceOp.MIN, groups.saving)
-            return bool(all_ok)
+        def job() -> Path:
+            try:
+                saved = save_checkpoint(
+                    place,
+                    snapshot,
+                    state,
+                    ranks=self._ranks,
+                    extra_files=extra_files,
+                    about=self._about(),
+                    disk=self.disk,
+                )
+            finally:
+                snapshot.free.set()
+            if self._ranks.rank == 0 and place is self._place:
+                self._prune(saved)
+            return saved
 
-        return save_checkpoint(
-            root,
-            slices,
-            self._live.at(step),
-            ranks=Ranks(groups.layout.rank, groups.layout.world_size, agree),
-            extra_files=self._workload.extra_files(),
-        )
+        self._writer.begin(state.step, job)
+
+    def _prune(self, saved: Path) -> None:
+        checkpoint = self._recipe.checkpoint
+        try:
+            apply_retention(self._place, checkpoint.keep_last, checkpoint.keep_every, written=saved, disk=self.disk)
+        except Superseded:
+            raise
+        except Exception as error:
+            _log.warning("%s is saved, but older checkpoints were not removed: %s", saved.name, _in_words(error))
+
+    def _about(self) -> dict[str, Any]:
+        layout, parallel = self._live.engine.groups.layout, self._recipe.parallel
+        sizes = {name: size for name, size in asdict(layout).items() if name != "rank"}
+        return {
+            "layout": {
+                **sizes,
+                "dp_size": layout.dp_size,
+                "virtual_pp_size": parallel.virtual_pp_size,
+                "zero_stage": parallel.zero_stage,
+                "backend": parallel.backend.value,
+                "precision": parallel.precision.value,
+            }
+        }
+
+    def _hear(self, outcome: Outcome | None) -> None:
+        if outcome is None:
+            return
+        self._last = outcome
+        if outcome.verdict is Verdict.superseded:
+            raise Superseded(_in_words(outcome.error)) from outcome.error
+        if outcome.path is None:
+            self._num_failed += 1
+            _log.error("the checkpoint of step %d was not saved: %s; training goes on, the newest one before it stands",
+                       outcome.step, _in_words(outcome.error), exc_info=_unexpected(outcome.error))  # fmt: skip
+        else:
+            self._news["checkpoint/last_saved_step"] = outcome.step
+            self._news["checkpoint/write_seconds"] = outcome.seconds
+            _log.info("saved %s in %.1f s", outcome.path, outcome.seconds)
+        self._news["checkpoint/failed"] = self._num_failed
+
+
+def claim_checkpoints(run_dir: Path, groups: ProcessGroups) -> Claim:
+    """Takes the checkpoints of a run over from whatever attempt had them.
+
+    Raises:
+        Superseded: a newer attempt has them already. Collective over: world.
+    """
+    root = run_dir / CHECKPOINTS_DIR
+    key = torch.full((), -1, device=groups.device)
+    failure: Exception | None = None
+    if groups.layout.rank == 0:
+        try:
+            key.fill_(claim(root).key)
+        except Exception as error:  # told after the others have heard of it
+            failure = error
+    dist.broadcast(key, 0)
+    if failure is not None:
+        raise failure
+    if int(key) < 0:
+        raise OSError(f"{root}: rank 0 could not claim it; see its log")
+    return Claim.from_key(root, int(key))
+
+
+def _in_words(error: BaseException | None) -> str:
+    return f"{type(error).__name__}: {error}" if error else "unknown"
+
+
+def _unexpected(error: BaseException | None) -> BaseException | None:
+    """Errors whose traceback helps: all but those of disks and peers."""
+    return None if isinstance(error, OSError) else error

@@ -52,7 +52,9 @@ def build_hooks(session: Session) -> list[Hook]:
         DataHook(session.workload.order, groups, recipe.run_dir, logging.log_every),
         _skip_hook(session),
         *_looking_hooks(session, hook_seconds),
-        CheckpointHook(session.saver.save, recipe.checkpoint.save_every, session.saved_step, hook_seconds),
+        CheckpointHook(
+            session.saver, recipe.checkpoint.save_every, session.saved_step, session.sinks, hook_seconds
+        ),
     ]
 
 

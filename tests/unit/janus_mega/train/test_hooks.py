@@ -119,14 +119,46 @@ def test_skipped_steps_stay_out_of_losses() -> None:
     assert (row["skipped_steps"], row["amount/tokens"], row["seconds/step"]) == (1, 6.0, 2.0)
 
 
+class RecordingSaver:
+    """A saver that saves nothing; each save has news at the border after it."""
+
+    def __init__(self) -> None:
+        self.begun: list[int] = []
+        self.finished: list[int] = []
+        self._ended: dict[str, float] = {}
+
+    def save(self, step: int) -> None:
+        self.begun.append(step)
+
+    def finish(self, step: int) -> Path:
+        self.finished.append(step)
+        self.look()
+        return Path()
+
+    def look(self) -> None:
+        self._ended = {"checkpoint/last_saved_step": self.begun[-1]} if self.begun else {}
+
+    def news(self) -> dict[str, float]:
+        ended, self._ended = self._ended, {}
+        return ended
+
+
 @pytest.mark.parametrize(
-    ("save_every", "last_step", "expected"),
-    [(2, 4, [2, 4]), (2, 5, [2, 4, 5]), (0, 3, [3]), (10, 3, [3])],
+    ("save_every", "last_step", "begun"), [(2, 4, [2, 4]), (2, 5, [2, 4]), (0, 3, []), (10, 3, [])]
 )
-def test_checkpoints_when_due_and_at_the_end(save_every: int, last_step: int, expected: list[int]) -> None:
-    saved: list[int] = []
-    hook = CheckpointHook(saved.append, save_every)
+def test_saves_begin_when_due_and_the_last_is_waited_for(save_every: int, last_step: int, begun: list[int]) -> None:
+    saver, recorder, hook_seconds = RecordingSaver(), Recorder(), {}
+    hook = CheckpointHook(saver, save_every, -1, SinkGroup([recorder]), hook_seconds)
     for step in range(1, last_step + 1):
         hook.after_step(event(step, 1.0, {"text": 1}, []))
     hook.at_end(last_step)
-    assert saved == expected
+    assert (saver.begun, saver.finished) == (begun, [last_step])
+    assert ("save" in hook_seconds) == bool(begun)
+    assert all(row["checkpoint/last_saved_step"] < step or step == last_step for step, row in recorder.rows)
+    assert bool(recorder.rows) == bool(begun)
+
+
+def test_nothing_is_saved_where_nothing_was_trained() -> None:
+    saver = RecordingSaver()
+    CheckpointHook(saver, 1, 7, SinkGroup([]), {}).at_end(7)
+    assert saver.finished == []
