@@ -18,6 +18,7 @@ from janus_mega.engine.interface import MOMENTS, ScaleLosses
 from janus_mega.engine.mpu import Mpu
 from janus_mega.engine.schedule import ScheduledChunk
 from janus_mega.engine.step import EngineSettings, ScheduledEngine
+from janus_mega.optim.adamw import PiecewiseAdamW
 from janus_mega.optim.param_groups import ParamGroup
 from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.parallel.replicated import sum_replicated_gradients
@@ -123,9 +124,9 @@ def _without_padding(parameter: Any, flat: Tensor) -> tuple[Tensor, int] | None:
     return (flat.flatten()[:size], start) if size > 0 else None
 
 
-def _adamw(param_groups: list[ParamGroup], config: OptimizerConfig) -> torch.optim.AdamW:
+def _adamw(param_groups: list[ParamGroup], config: OptimizerConfig) -> PiecewiseAdamW:
     groups = [{"params": group.parameters, "weight_decay": group.weight_decay} for group in param_groups]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps)
+    return PiecewiseAdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps)
 
 
 def _import_deepspeed(device: torch.device) -> Any:

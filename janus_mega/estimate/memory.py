@@ -209,7 +209,7 @@ def _update(config: RunConfig, shape: RankShape, dp_size: int, on_cpu: bool) -> 
     mine = FP32 * shape.trained // dp_size
     if parallel.backend is Backend.megatron:
         return FP32 * shape.trained if on_cpu and dp_size > 1 else 0  # gloo copies what it reduces and scatters
-    temporaries = 2 * mine  # AdamW's denominator and quotient over a flat partition
+    temporaries = 0 if on_cpu else 2 * mine  # AdamW's denominator and quotient; on the CPU it works in small pieces
     if parallel.precision is Precision.bf16 and parallel.zero_stage == 1:
         return max(temporaries, FP32 * shape.trained if dp_size > 1 else 0)
     # Flat copies of this rank's gradients, and at ZeRO-1 the gradients that were averaged.
