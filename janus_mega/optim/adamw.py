@@ -1,9 +1,9 @@
 """torch's AdamW, walked through a long parameter piece by piece on the CPU.
 
 An engine hands AdamW all that a rank optimizes as one flat tensor. torch then makes two temporaries of its length and
-goes through memory a dozen times; a piece at a time stays in the cache. Every operation is element by element and torch's
-own, so weights and moments are the same to the last bit, in half the time and without the temporaries. torch's fused
-kernel would be quicker still, but rounds differently. On CUDA this is torch's AdamW unchanged.
+goes through memory a dozen times; a piece at a time stays in the cache. Every operation is torch's own, element by
+element, so weights and moments are the same to the last bit, in half the time and without the temporaries. torch's
+fused kernel would be quicker still, but rounds differently. On CUDA this is torch's AdamW unchanged.
 """
 
 from collections.abc import Callable
