@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from janus_mega.checkpoint.reader import OPTIMIZER_PREFIX, RNG_PREFIX, CheckpointReader
+from janus_mega.checkpoint.reader import EMA_PREFIX, OPTIMIZER_PREFIX, RNG_PREFIX, CheckpointReader
 
 Progress = Callable[[int, int], None]
 """(tensors compared, tensors in all)."""
@@ -94,13 +94,20 @@ def _state_differences(
 ) -> Iterator[tuple[str, tuple[object, object]]]:
     one, other = first.read_state(), second.read_state()
     for name in ("step", "consumed_rows", "plan_digest", "data_cursor", "counters"):
-        values = getattr(one, name), getattr(other, name)
+        values = _without_clock(getattr(one, name)), _without_clock(getattr(other, name))
         if values[0] != values[1]:
             yield name, values
 
 
+def _without_clock(value: object) -> object:
+    """Wall time differs between equal runs."""
+    return {name: count for name, count in value.items() if name != "seconds"} if isinstance(value, dict) else value
+
+
 def part_of(name: str) -> str:
-    """What a tensor belongs to: weights, a moment of the optimizer, or random generators."""
+    """What a tensor belongs to: weights, their average, a moment of the optimizer, or random generators."""
+    if name.startswith(EMA_PREFIX):
+        return "averaged weights"
     if name.startswith(RNG_PREFIX):
         return "random generators"
     if name.startswith(OPTIMIZER_PREFIX):

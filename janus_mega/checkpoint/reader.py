@@ -4,6 +4,7 @@ Files are opened and verified when first touched, so a rank that needs a tenth o
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from janus_mega.checkpoint.format import (
     read_manifest,
 )
 from janus_mega.checkpoint.state import TrainState
-from janus_mega.parallel.slices import Box, Slice, assemble_box, index_of, intersect, whole
+from janus_mega.parallel.slices import Box, Slice, assemble_box, group_by_name, index_of, intersect, whole
 
 OPTIMIZER_PREFIX = "optimizer."
 """Names of optimizer tensors: `optimizer.<state>/<parameter name>`."""
 RNG_PREFIX = "rng/"
 """Names of random generator states: `rng/<rank>/<name>`."""
+EMA_PREFIX = "ema/"
+"""Names of averaged weights: `ema/<parameter name>`."""
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
@@ -55,7 +58,7 @@ class CheckpointReader:
     @property
     def weight_names(self) -> list[str]:
         """Tensors of the model itself."""
-        return [name for name in self._index if not name.startswith((OPTIMIZER_PREFIX, RNG_PREFIX))]
+        return [name for name in self._index if not name.startswith((OPTIMIZER_PREFIX, RNG_PREFIX, EMA_PREFIX))]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Global shape of a tensor."""
@@ -82,6 +85,28 @@ class CheckpointReader:
         if not pieces:
             return torch.empty(box.shape, dtype=self.dtype(name))
         return assemble_box(pieces, box)
+
+    def fill(self, targets: Iterable[Slice]) -> None:
+        """Writes into views, in place and cast to their format, what is saved there; reads a stored piece once.
+
+        Raises:
+            UserError: no such tensor, one of another shape, or a file it lies in is damaged.
+        """
+        for name, views in group_by_name(targets).items():
+            if self.shape(name) != views[0].global_shape:
+                raise UserError(
+                    f"{self.directory}: {name} is {list(self.shape(name))}, the model has "
+                    f"{list(views[0].global_shape)}; it was saved from another model"
+                )
+            for piece in self._entry(name)["pieces"]:
+                box = Box(tuple(piece["offset"]), tuple(piece["shape"]))
+                shared = [(view, common) for view in views if (common := intersect(view.box, box)) is not None]
+                if shared:
+                    content = self._read_piece(piece, box)
+                    for view, common in shared:
+                        view.tensor[index_of(common, view.offset)] = content[index_of(common, box.offset)].to(
+                            view.tensor.device
+                        )
 
     def read(self, name: str) -> Tensor:
         """A whole tensor."""

@@ -108,6 +108,7 @@ def recipe_of(config: TokenizerRunConfig) -> Recipe:
     return Recipe(
         name=config.name,
         run_dir=Path(config.run_dir),
+        seed=config.seed,
         num_steps=config.num_steps,
         last_step=config.num_steps,
         global_batch_size=config.global_batch_size,

@@ -173,6 +173,7 @@ def recipe_of(config: RunConfig) -> Recipe:
     return Recipe(
         name=config.name,
         run_dir=Path(config.run_dir),
+        seed=config.seed,
         num_steps=config.stage.num_steps,
         last_step=derive.last_step(config.stage),
         global_batch_size=config.stage.global_batch_size,

@@ -4,18 +4,25 @@ Saving and restoring stand side by side so that a part that is saved and not put
 the business of `saving`; this module gives slices and values, and takes a reader.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from data_pipeline.errors import UserError
-from janus_mega.checkpoint.reader import CheckpointReader
+from janus_mega.checkpoint.reader import EMA_PREFIX, CheckpointReader, open_checkpoint
 from janus_mega.checkpoint.state import TrainState
+from janus_mega.config.schema import OptimizerState
+from janus_mega.engine.ema import MovingAverage
 from janus_mega.engine.interface import StatefulEngine
-from janus_mega.engine.state import load_weights, moment_slices, restore_masters, restore_moments, weight_slices
+from janus_mega.engine.state import held_masters, held_moments, moment_slices, parameter_slices, weight_slices
 from janus_mega.models.sharding import ShardedParameter
+from janus_mega.parallel.generators import generator_states, reseed_generators, restore_generators, seed_host_generators
 from janus_mega.parallel.slices import Slice
 from janus_mega.train.health import Health
+from janus_mega.train.totals import Totals
 from janus_mega.train.workload import Recipe, Workload
 
+_log = logging.getLogger(__name__)
 _DIFFERENCES_TOLD = 4
 
 
@@ -30,11 +37,20 @@ class LiveState:
         shards: Sequence[ShardedParameter],
         health: Health,
     ) -> None:
+        """An average of the weights begins here, as the weights that the engine holds."""
         self.engine = engine
+        self.totals = Totals()
+        decay = recipe.optimizer.ema_decay
+        self.average = MovingAverage(engine, shards, decay) if decay else None
         self._workload = workload
         self._recipe = recipe
         self._shards = shards
         self._health = health
+
+    @property
+    def shards(self) -> Sequence[ShardedParameter]:
+        """The table of this rank's parameters."""
+        return self._shards
 
     def weights(self) -> list[Slice]:
         """The fp32 weights this rank is the one to write, enough to run the model; views of the engine's memory."""
@@ -42,10 +58,11 @@ class LiveState:
 
     def slices(self) -> list[Slice]:
         """All tensors this rank is the one to write, random generators apart; views of the engine's memory."""
-        return [*self.weights(), *moment_slices(self.engine, self._shards)]
+        averages = self.average.owned() if self.average else []
+        return [*self.weights(), *moment_slices(self.engine, self._shards), *averages]
 
     def at(self, step: int) -> TrainState:
-        """Where the run stands after `step` steps, beside tensors."""
+        """Where the run stands after `step` steps, beside tensors of the model. Collective over: dp."""
         order = self._workload.order
         return TrainState(
             step=step,
@@ -53,41 +70,106 @@ class LiveState:
             plan_digest=order.digest,
             config_text=self._workload.config_text,
             data_cursor=order.cursor(step),
+            counters=self.totals.read(self.engine.groups),
             health=self._health.state(),
+            rng=generator_states(),
         )
 
     def resume(self, reader: CheckpointReader) -> None:
         """Fills what `build_engine` has not: the optimizer, and what is no tensor. The engine is freshly built."""
-        state = reader.read_state()
+        state = reader.read_state(self.engine.groups.layout.rank)
         self._health.restore(state.health, state.step)
-        restore_moments(self.engine, self._shards, self._health.updates, reader.read_box)
+        self._fill_optimizer(reader)
         self._workload.order.restore(state.data_cursor)
+        self.totals.restore(state.counters)
+        self._restore_generators(reader, state)
+
+    def begin(self) -> None:
+        """Puts in place what a run without a checkpoint of its own begins with, weights apart."""
+        seed_host_generators(self._recipe.seed)
+        if self._recipe.init_from and self._recipe.optimizer_state is OptimizerState.carry:
+            self._carry(open_checkpoint(Path(self._recipe.init_from)))
+
+    def _carry(self, reader: CheckpointReader) -> None:
+        """Begins a stage with the optimizer of the one before, see `schema.OptimizerState`."""
+        state = reader.read_state()
+        self._health.updates = state.health.get("updates", state.step)
+        self._fill_optimizer(reader, known_only=True)
 
     def go_back(self, reader: CheckpointReader, step: int) -> None:
-        """Puts weights, optimizer and health of an earlier checkpoint in place; step and position in the data stay.
+        """Puts weights, their average, optimizer and health of an earlier checkpoint in place.
 
-        Collective over: dp.
+        Step, position in the data, totals and generators stay. Collective over: dp.
         """
         state = reader.read_state()
         self._health.go_back(state.health, state.step, step)
-        restore_masters(self.engine, self._shards, reader.read_box)
-        self.engine.publish_weights()
-        restore_moments(self.engine, self._shards, self._health.updates, reader.read_box)
+        fill_masters(reader, self.engine, self._shards)
+        self._fill_optimizer(reader)
+
+    def _fill_optimizer(self, reader: CheckpointReader, *, known_only: bool = False) -> None:
+        """Moments as after the updates that health counts, and the average.
+
+        Args:
+            reader: the checkpoint.
+            known_only: what the checkpoint does not hold stays zero (moments) or as the weights (averages).
+        """
+        self.engine.create_moments(self._health.updates)
+        known = set(reader.names) if known_only else None
+        if self._health.updates:
+            reader.fill(_known(held_moments(self.engine, self._shards), known))
+        if self.average:
+            self.average.restart()
+            held = self.average.held()
+            if known_only or any(name.startswith(EMA_PREFIX) for name in reader.names):
+                reader.fill(_known(held, known))
+            else:
+                _log.info("%s holds no averaged weights; the average begins with its weights", reader.directory)
+
+    def _restore_generators(self, reader: CheckpointReader, state: TrainState) -> None:
+        layout = self.engine.groups.layout
+        if _same_places(reader, self._recipe, layout.world_size):
+            restore_generators(state.rng)
+        else:
+            derived = reseed_generators(self._recipe.seed, state.step, layout)
+            _log.info(
+                "random generators start anew: %s was saved in another layout; this rank's seed is %d, from seed %d, "
+                "step %d and its place",
+                reader.directory,
+                derived,
+                self._recipe.seed,
+                state.step,
+            )
 
 
-def fill_weights(reader: CheckpointReader, shards: Sequence[ShardedParameter]) -> None:
-    """Fills materialised chunks before an engine wraps them.
+def _known(slices: Iterable[Slice], names: set[str] | None) -> list[Slice]:
+    return [piece for piece in slices if names is None or piece.name in names]
+
+
+def _same_places(reader: CheckpointReader, recipe: Recipe, world_size: int) -> bool:
+    """Whether each rank stands where the rank of its number stood when the checkpoint was saved."""
+    saved, parallel = reader.manifest.get("layout", {}), recipe.parallel
+    mine = {"tp_size": parallel.tp_size, "pp_size": parallel.pp_size, "virtual_pp_size": parallel.virtual_pp_size}
+    same = all(saved.get(name, size) == size for name, size in mine.items())
+    return same and int(reader.manifest["world_size"]) == world_size
+
+
+def fill_parameters(reader: CheckpointReader, shards: Sequence[ShardedParameter]) -> None:
+    """Fills the parameters of materialised chunks that no optimizer will hold; the others come by `fill_masters`.
 
     Raises:
         UserError: the checkpoint is of another model.
     """
     check_model(reader, shards)
-    load_weights(shards, reader.read_box)
+    reader.fill(parameter_slices(shard for shard in shards if not shard.parameter.requires_grad))
 
 
 def fill_masters(reader: CheckpointReader, engine: StatefulEngine, shards: Sequence[ShardedParameter]) -> None:
-    """Fills the fp32 weights of the engine that was built around the chunks."""
-    restore_masters(engine, shards, reader.read_box)
+    """Fills the fp32 weights that each rank updates, and brings them to the parameters of all dp ranks.
+
+    So a rank reads its own share, and under bf16 nothing passes through rounded parameters. Collective over: dp.
+    """
+    reader.fill(held_masters(engine, shards))
+    engine.publish_weights()
 
 
 def check_resume(reader: CheckpointReader, workload: Workload, recipe: Recipe) -> int:

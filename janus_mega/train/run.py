@@ -29,7 +29,7 @@ from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.train.health import Health, any_rank
 from janus_mega.train.hooks.build import Session, build_hooks
 from janus_mega.train.loop import train
-from janus_mega.train.restoring import LiveState, check_resume, fill_masters, fill_weights
+from janus_mega.train.restoring import LiveState, check_resume, fill_masters, fill_parameters
 from janus_mega.train.saving import CHECKPOINTS_DIR, Saver, claim_checkpoints
 from janus_mega.train.watch import Watch
 from janus_mega.train.workload import Recipe, Workload
@@ -63,6 +63,8 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
     live = LiveState(workload, recipe, engine, shards, health)
     if reader:
         live.resume(reader)
+    else:
+        live.begin()
     if layout.rank == 0:
         workload.order.keep(recipe.run_dir)
 
@@ -77,7 +79,7 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
         Saver(workload, recipe, live, place, pulse) as saver,
     ):
         session = Session(
-            workload, recipe, groups, engine, sinks, progress, health, saver, saved_step=first_step if reader else -1
+            workload, recipe, groups, live, sinks, progress, health, saver, saved_step=first_step if reader else -1
         )
         train(engine, workload, recipe, groups, build_hooks(session), first_step, pulse)
     final = find_latest(root)
@@ -108,7 +110,7 @@ def build_engine(
     if reader is None and recipe.init_from:
         reader = open_checkpoint(Path(recipe.init_from))
     if reader:
-        fill_weights(reader, shards)
+        fill_parameters(reader, shards)
     else:
         workload.initialize(shards)
     if recipe.parallel.check_calls:

@@ -31,6 +31,8 @@ class Recipe:
 
     name: str
     run_dir: Path
+    seed: int = 0
+    """Of random generators that a start cannot take over from a checkpoint."""
     num_steps: int
     """Steps the learning-rate schedule is made for."""
     last_step: int

@@ -6,11 +6,11 @@ What decides whether the step stands comes first, what saves it comes last.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from janus_mega.engine.interface import StatefulEngine
 from janus_mega.observe.progress import Progress
 from janus_mega.observe.sinks import SinkGroup
 from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.train.health import Health
+from janus_mega.train.hooks.average import AverageHook
 from janus_mega.train.hooks.checkpoints import CheckpointHook
 from janus_mega.train.hooks.collection import CollectionHook
 from janus_mega.train.hooks.data_log import DataHook
@@ -22,6 +22,7 @@ from janus_mega.train.hooks.skips import SkipHook
 from janus_mega.train.hooks.task_gradients import TaskGradientsHook
 from janus_mega.train.hooks.validation import ValidationHook
 from janus_mega.train.loop import Hook
+from janus_mega.train.restoring import LiveState
 from janus_mega.train.saving import Saver
 from janus_mega.train.workload import Recipe, Workload
 
@@ -33,7 +34,8 @@ class Session:
     workload: Workload
     recipe: Recipe
     groups: ProcessGroups
-    engine: StatefulEngine
+    live: LiveState
+    """The engine and what else is saved."""
     sinks: SinkGroup
     progress: Progress
     health: Health
@@ -48,14 +50,25 @@ def build_hooks(session: Session) -> list[Hook]:
     recipe, logging, groups = session.recipe, session.recipe.logging, session.groups
     hook_seconds: dict[str, float] = {}
     return [
-        MetricsHook(session.workload, recipe, groups, session.sinks, session.progress, hook_seconds),
+        *_averaging_hooks(session),
+        _metrics_hook(session, hook_seconds),
         DataHook(session.workload.order, groups, recipe.run_dir, logging.log_every),
         _skip_hook(session),
         *_looking_hooks(session, hook_seconds),
-        CheckpointHook(
-            session.saver, recipe.checkpoint.save_every, session.saved_step, session.sinks, hook_seconds
-        ),
+        CheckpointHook(session.saver, recipe.checkpoint.save_every, session.saved_step, session.sinks, hook_seconds),
     ]
+
+
+def _averaging_hooks(session: Session) -> list[Hook]:
+    """Before what may go back: an update that was made is in the average."""
+    return [AverageHook(session.live.average)] if session.live.average else []
+
+
+def _metrics_hook(session: Session, hook_seconds: dict[str, float]) -> MetricsHook:
+    totals = session.live.totals
+    return MetricsHook(
+        session.workload, session.recipe, session.groups, session.sinks, session.progress, hook_seconds, totals
+    )
 
 
 def _skip_hook(session: Session) -> SkipHook:
@@ -73,11 +86,11 @@ def _looking_hooks(session: Session, hook_seconds: dict[str, float]) -> Iterator
         first, last = logging.profile_steps
         yield ProfilerHook(recipe.run_dir, groups.layout.rank, (first, last), max(session.saved_step, 0))
     if logging.monitor_every:
-        yield MonitorHook(session.engine, groups, sinks, logging.monitor_every)
+        yield MonitorHook(session.live.engine, groups, sinks, logging.monitor_every)
     if logging.task_gradients_every:
-        chunk = session.engine.chunks[0]
+        chunk = session.live.engine.chunks[0]
         yield TaskGradientsHook(session.workload, groups, sinks, chunk, logging.task_gradients_every)
     if recipe.validate_every:
-        yield ValidationHook(session.workload, groups, session.engine, sinks, recipe, hook_seconds)
+        yield ValidationHook(session.workload, groups, session.live.engine, sinks, recipe, hook_seconds)
     if recipe.samples.every:
         yield SamplesHook(recipe.samples, recipe.run_dir, groups, sinks, session.saver.save_weights, hook_seconds)

@@ -16,6 +16,7 @@ from janus_mega.observe.sinks import SinkGroup
 from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.train.hooks.rates import device_peak, reduce_amounts, token_rates, utilisation
 from janus_mega.train.loop import StepEvent
+from janus_mega.train.totals import Totals
 from janus_mega.train.workload import Recipe, Workload
 
 
@@ -23,7 +24,7 @@ class MetricsHook:
     """Writes averaged metrics every few steps and moves the progress bar.
 
     Losses and the norm come reduced from the engine; amounts (tokens, images) are summed over dp and peaks taken over
-    all ranks when a line is due, and read in one copy.
+    all ranks when a line is due, and read in one copy. Totals are over the whole stage, restarts included.
     """
 
     def __init__(
@@ -34,14 +35,16 @@ class MetricsHook:
         sinks: SinkGroup,
         progress: Progress,
         hook_seconds: dict[str, float],
+        totals: Totals | None = None,
     ) -> None:
-        """`hook_seconds` is filled by other hooks and emptied here."""
+        """`hook_seconds` is filled by other hooks and emptied here; `totals` go on from what they hold."""
         self._workload = workload
         self._recipe = recipe
         self._groups = groups
         self._sinks = sinks
         self._progress = progress
         self._hook_seconds = hook_seconds
+        self._totals = totals or Totals()
         self._peak = recipe.logging.peak_flops or device_peak(groups.device)
         self._reset()
 
@@ -50,7 +53,7 @@ class MetricsHook:
         self._means = MetricAccumulator()
         self._seconds: dict[str, float] = defaultdict(float)
         self._label_counts: dict[str, int] = defaultdict(int)
-        self._amounts: dict[str, int] = defaultdict(int)
+        self._before = self._totals.settled()
         self._hook_seconds.clear()
 
     def after_step(self, event: StepEvent) -> None:
@@ -64,8 +67,8 @@ class MetricsHook:
         for phase, seconds in {"data": event.data_s, "step": event.step_s, **result.seconds}.items():
             self._seconds[phase] += seconds
         for batch in event.batches:
-            for name, amount in self._workload.measure(batch).items():
-                self._amounts[name] += amount
+            self._totals.add(self._workload.measure(batch))
+        self._totals.add_step(result.label_counts, event.step_s)
         self._progress.advance(note=f"loss {result.loss:.3f}")
         if event.step % self._recipe.logging.log_every == 0:
             self._write(event.step, result.lr)
@@ -83,7 +86,10 @@ class MetricsHook:
             self._write(step, None)
 
     def _write(self, step: int, lr: float | None) -> None:
-        amounts, peaks = reduce_amounts(self._amounts, self._groups)
+        sums, peaks = reduce_amounts(self._totals.pending, self._groups)
+        self._totals.settle(sums)
+        totals = self._totals.settled()
+        amounts = {name: int(totals[name] - self._before.get(name, 0)) for name in self._totals.amounts}
         values = self._means.read()
         values |= {f"seconds/{phase}": seconds / self._steps for phase, seconds in self._seconds.items()}
         values |= {f"amount/{name}": amount / self._steps for name, amount in amounts.items()}
@@ -91,6 +97,7 @@ class MetricsHook:
         seconds, devices = self._seconds["step"], self._groups.layout.world_size
         values |= peaks | token_rates(amounts, seconds, devices) | utilisation(flops, seconds, devices, self._peak)
         values |= {f"hook_seconds/{name}": seconds for name, seconds in self._hook_seconds.items()}
+        values |= {f"total/{name}": total for name, total in totals.items()}
         if self._updates < self._steps:
             values["skipped_steps"] = self._steps - self._updates
         if lr is not None:
