@@ -100,6 +100,9 @@ class ParallelConfig:
     first chunk and both heads on the last."""
     sequence_parallel: bool = False
     """Cut activations between tp blocks along the sequence; needs tp_size > 1."""
+    tp_sums_in_fp32: bool = True
+    """Sum what tp ranks compute of one activation or gradient in fp32 and round the sum, as one process does; off, bf16
+    parts are summed, which moves a third less over tp and doubles what tp changes in the numbers."""
     backend: Backend = Backend.deepspeed
     """Whose gradient reduction and optimizer train the model; they agree, checkpoints fit both."""
     zero_stage: int = 1
@@ -119,6 +122,9 @@ class ParallelConfig:
     """`before_start` first trains a shrunken copy, in this layout and in one process; the run starts if they agree."""
     compile: bool = False
     """Compile each decoder layer with torch.compile, attention excepted; the first step then takes minutes."""
+    split_encoder: bool = False
+    """Deal the images of a micro-batch over tp ranks, gather the features and sum the encoder's gradients over tp, where
+    otherwise every tp rank encodes them all; needs tp_size > 1."""
     encode_ahead: int = 0
     """Images at a time for which a frozen understanding encoder runs before the schedule, over all micro-batches of the
     step; 0 lets each micro-batch encode its own. The step then holds all their features."""

@@ -35,7 +35,8 @@ def deepspeed_config(parallel: ParallelConfig, clip_grad_norm: float, num_traine
         "wall_clock_breakdown": False,
     }
     if parallel.precision == Precision.bf16:
-        config["bf16"] = {"enabled": True, "immediate_grad_update": True}
+        # Gradients are not looked through for overflows: the norm tells of them, and the guard refuses it.
+        config["bf16"] = {"enabled": True, "immediate_grad_update": True, "check_grad_overflow": False}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
         config["communication_data_type"] = "fp32"
     return config

@@ -3,9 +3,10 @@
 Bytes are those of the tensor a rank puts in: its own part for an all-gather, the whole input for a reduce-scatter. With
 A the bytes of a micro-batch's stream [s, b, h], per micro-batch and layer:
 
-    tensor parallel       2 all-reduces of A forward, 2 backward
-    + sequence parallel   2 all-gathers of A/tp and 2 reduce-scatters of A forward; backward 2 reduce-scatters and 2
-                          all-gathers, and 2 all-gathers more where inputs of trained matrices were not kept whole
+    tensor parallel       2 all-reduces of A forward, 2 backward; where bf16 is summed in fp32, each is a reduce-scatter
+                          of 2A and an all-gather of A/tp
+    + sequence parallel   2 all-gathers of A/tp and 2 reduce-scatters of A (2A) forward; backward 2 reduce-scatters and
+                          2 all-gathers, and 2 all-gathers more where inputs of trained matrices were not kept whole
     full recomputation    the forward ones once more
     embedding             1 all-reduce of A
     heads                 per task 3 all-reduces of 4 bytes a label, and the gradient of what is scored
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from janus_mega.config import derive
-from janus_mega.config.schema import Backend, Module, Recompute, RunConfig
+from janus_mega.config.schema import Backend, Module, Precision, Recompute, RunConfig
 from janus_mega.estimate.batch import MicroBatch
 from janus_mega.estimate.shape import RankShape, element_bytes, enters_trained
 
@@ -69,6 +70,20 @@ def step_traffic(config: RunConfig, num_gpus: int, shape: RankShape, batches: Se
     return traffic
 
 
+def _add_sums(traffic: Traffic, config: RunConfig, elements: float, calls: int) -> None:
+    """Sums over tp of activations or their gradients that every rank gets whole."""
+    size = elements * element_bytes(config)
+    if not _sums_in_fp32(config):
+        traffic.add("tp", "all_reduce", size, calls)
+        return
+    traffic.add("tp", "reduce_scatter", FP32 * elements, calls)
+    traffic.add("tp", "all_gather", size / config.parallel.tp_size, calls)
+
+
+def _sums_in_fp32(config: RunConfig) -> bool:
+    return config.parallel.tp_sums_in_fp32 and config.parallel.precision is Precision.bf16
+
+
 def _add_layers(traffic: Traffic, config: RunConfig, shape: RankShape, batch: MicroBatch) -> None:
     parallel, width = config.parallel, config.model.backbone.hidden_size
     stream = batch.tokens * width * element_bytes(config)
@@ -79,11 +94,12 @@ def _add_layers(traffic: Traffic, config: RunConfig, shape: RankShape, batch: Mi
     forward = shape.num_layers + again
     traffic.add("tp", "all_reduce", stream, shape.is_first)
     if not parallel.sequence_parallel:
-        traffic.add("tp", "all_reduce", stream, 2 * (forward + backward))
+        _add_sums(traffic, config, batch.tokens * width, 2 * (forward + backward))
     else:
         gathers = 2 * forward + (4 if trains else 2) * backward + (shape.is_first and enters) + shape.is_last
         traffic.add("tp", "all_gather", stream / parallel.tp_size, gathers)
-        traffic.add("tp", "reduce_scatter", stream, 2 * (forward + backward))
+        summed = FP32 * batch.tokens * width if _sums_in_fp32(config) else stream
+        traffic.add("tp", "reduce_scatter", summed, 2 * (forward + backward))
         norms = 2 * shape.num_layers + shape.is_last if trains else 0
         traffic.add("tp", "all_reduce", width * element_bytes(config), norms)
     if config.model.backbone.qk_norm and trains:
@@ -102,7 +118,7 @@ def _add_heads(traffic: Traffic, config: RunConfig, shape: RankShape, batch: Mic
         is_image = task == NUM_TASKS - 1
         if before or (is_image and Module.image_head in trainable):
             width = inner if is_image else config.model.backbone.hidden_size
-            traffic.add("tp", "all_reduce", scored / chunks * width * element_bytes(config), chunks)
+            _add_sums(traffic, config, scored / chunks * width, chunks)
 
 
 def _add_pipeline(traffic: Traffic, config: RunConfig, shape: RankShape, batches: Sequence[MicroBatch]) -> None:
@@ -123,15 +139,17 @@ def num_param_groups(config: RunConfig) -> int:
 
 def _add_deepspeed(traffic: Traffic, config: RunConfig, shape: RankShape, dp_size: int, num_batches: int) -> None:
     parallel, groups = config.parallel, num_param_groups(config)
+    # DeepSpeed's bf16 optimizer (ZeRO-1) keeps whole gradients and takes one norm over all groups.
+    is_whole = parallel.precision is Precision.bf16 and parallel.zero_stage == 1
     if parallel.tp_size * parallel.pp_size > 1:
-        traffic.add("model", "all_reduce", FP32, groups)  # the norm
+        traffic.add("model", "all_reduce", FP32, 1 if is_whole else groups)  # the norm
     if dp_size == 1:
         return
     trained = shape.trained or groups  # an empty group holds one element
     buckets = -(-trained // DEEPSPEED_BUCKET)
     gradient = FP32 * trained / buckets
     if parallel.zero_stage < 3:
-        traffic.add("dp", "all_reduce", FP32, groups)  # the norm
+        traffic.add("dp", "all_reduce", FP32, 0 if is_whole else groups)  # the norm
         traffic.add("dp", "all_reduce", gradient, buckets * (num_batches if parallel.zero_stage == 2 else 1))
         weights = element_bytes(config) * trained / dp_size
         calls = max(groups, buckets)

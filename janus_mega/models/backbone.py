@@ -6,6 +6,7 @@ initialisation: `models.init` fills every parameter by its global name, so the s
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,13 +19,22 @@ from torch import Tensor
 
 from janus_mega.config.schema import BackboneConfig, ParallelConfig, Precision, Recompute
 from janus_mega.models.attention import DocumentAttention
+from janus_mega.models.fp32_sums import ColumnParallel, RowParallel
 from janus_mega.models.norm import RMSNorm
 from janus_mega.parallel.layout import ChunkPlace
 
 
+@dataclass
+class BlockConfig(TransformerConfig):
+    """megatron's configuration and what our own layers want to know beyond it."""
+
+    tp_sums_in_fp32: bool = False
+    """See `fp32_sums`."""
+
+
 def transformer_config(
     backbone: BackboneConfig, parallel: ParallelConfig, layer_counts: Sequence[int] = ()
-) -> TransformerConfig:
+) -> BlockConfig:
     """megatron's configuration of our backbone and layout; `layer_counts` as `derive.layer_counts` gives them (equal
     shares if left out)."""
     is_interleaved = parallel.virtual_pp_size > 1
@@ -38,7 +48,7 @@ def transformer_config(
             "recompute_num_layers": 1,
         },
     }
-    return TransformerConfig(
+    return BlockConfig(
         num_layers=backbone.num_layers,
         hidden_size=backbone.hidden_size,
         num_attention_heads=backbone.num_heads,
@@ -63,6 +73,7 @@ def transformer_config(
         overlap_p2p_comm=is_interleaved,
         batch_p2p_comm=not is_interleaved,
         sequence_parallel=parallel.sequence_parallel,
+        tp_sums_in_fp32=parallel.tp_sums_in_fp32,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
@@ -89,6 +100,9 @@ def _megatron_pipeline(layer_counts: Sequence[int]) -> list[list[str]]:
 def _layer_spec(qk_norm: bool) -> ModuleSpec:
     spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=qk_norm)
     layer, attention = spec.submodules, spec.submodules.self_attention.submodules
+    mlp = layer.mlp.submodules
+    attention.linear_qkv = mlp.linear_fc1 = ColumnParallel
+    attention.linear_proj = mlp.linear_fc2 = RowParallel
     layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
     attention.core_attention = DocumentAttention
     if qk_norm:

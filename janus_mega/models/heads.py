@@ -14,17 +14,17 @@ import copy
 import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from janus_mega.config.schema import LossConfig
+from janus_mega.models.fp32_sums import ColumnParallel
 from janus_mega.models.vocab_loss import vocab_parallel_loss
 
 
-class VocabParallelHead(ColumnParallelLinear):
+class VocabParallelHead(ColumnParallel):
     """Scores ids cut over tp: `weight` [v/tp, h], optional `bias` [v/tp]."""
 
     def __init__(self, config: TransformerConfig, vocab_size: int, loss: LossConfig, bias: bool = False) -> None:

@@ -40,6 +40,8 @@ class Variant:
     """Called in every rank before anything is built: takes a remedy away."""
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    """Of weights and batches."""
     timeout_s: float = 120.0
 
 
@@ -80,7 +82,7 @@ def _train(
         variant.patch()
     groups = build_groups(parallel.tp_size, parallel.pp_size, virtual_pp_size=parallel.virtual_pp_size)
     workload = TinyWorkload(trainable, parallel, variant.model)
-    workload.loss = variant.loss
+    workload.loss, workload.seed = variant.loss, variant.seed
     recipe = tiny_recipe(tmp_path, parallel, variant.num_steps, **variant.optimizer)
     engine, shards = build_engine(workload, recipe, groups)
     layout = groups.layout

@@ -14,6 +14,7 @@ from janus_mega.config.schema import (
     Module,
     OptimizerConfig,
     ParallelConfig,
+    Precision,
     Recompute,
     RunConfig,
     StageConfig,
@@ -33,10 +34,17 @@ import_what_ranks_need()
 BAR = 0.01
 MEGATRON = {"backend": Backend.megatron}
 FULL = {"recompute": Recompute.full}
+
+
+def bf16(tp_size: int = 1, **options) -> ParallelConfig:
+    return replace(fp32(tp_size, **options), precision=Precision.bf16)
+
+
 OFTEN = {
     "tp2": (2, fp32(2), STAGE3),
     "tp2_stage1": (2, fp32(2), STAGE1),
     "tp2_sp_full": (2, fp32(2, sequence_parallel=True, **FULL), STAGE3),
+    "tp2_bf16": (2, bf16(2), STAGE3),
     "pp2": (2, fp32(1, 2), STAGE3),
     "pp2_interleaved": (2, fp32(1, 2, virtual_pp_size=2), STAGE1),
     "dp2_zero1": (2, fp32(), STAGE3),
@@ -48,6 +56,13 @@ OFTEN = {
 SELDOM = {
     "tp2_full": (2, fp32(2, **FULL), STAGE3),
     "tp2_sp": (2, fp32(2, sequence_parallel=True), STAGE3),
+    "dp2_bf16": (2, bf16(), STAGE3),
+    "dp2_zero2_bf16": (2, bf16(zero_stage=2), STAGE3),
+    "tp2_bf16_stage1": (2, bf16(2), STAGE1),
+    "tp2_bf16_rounded": (2, bf16(2, tp_sums_in_fp32=False), STAGE3),
+    "tp2_sp_bf16_full": (2, bf16(2, sequence_parallel=True, **FULL), STAGE3),
+    "tp2_sp_bf16_stage1": (2, bf16(2, sequence_parallel=True), STAGE1),
+    "megatron_tp2_bf16": (2, bf16(2, **MEGATRON), STAGE3),
     "tp2_sp_stage1": (2, fp32(2, sequence_parallel=True), STAGE1),
     "tp2_pp2_sp": (4, fp32(2, 2, sequence_parallel=True), STAGE3),
     "tp2_selective": (2, fp32(2, recompute=Recompute.selective), STAGE3),

@@ -157,6 +157,7 @@ class TinyWorkload:
         self.trainable = tuple(trainable)
         self.normalization = LossNormalization.per_token
         self.loss = LossConfig()
+        self.seed = 0
         self.order = FixedOrder("tiny")
 
     def build(self, groups: ProcessGroups) -> BuiltModel:
@@ -168,11 +169,11 @@ class TinyWorkload:
         return BuiltModel(chunks, modules, names, prepare_with(chunks[0], self.parallel))
 
     def initialize(self, shards: Iterable[ShardedParameter]) -> None:
-        initialize(shards, self.model.backbone, seed=0)
+        initialize(shards, self.model.backbone, self.seed)
 
     def batches(self, dp_rank: int, dp_size: int, first_step: int, last_step: int) -> Iterator[list[dict[str, Tensor]]]:
         for step in range(first_step, last_step):
-            generator = torch.Generator().manual_seed(step)
+            generator = torch.Generator().manual_seed(step + 1000 * self.seed)
             rows = [random_row(generator, kinds) for kinds in ROWS_PER_STEP[step % len(ROWS_PER_STEP)]]
             share = len(rows) // dp_size
             mine = rows[dp_rank * share : (dp_rank + 1) * share]

@@ -27,7 +27,7 @@ def test_zero_stage(zero_stage: int) -> None:
 
 
 def test_bf16_accumulates_at_once_and_reduces_in_fp32() -> None:
-    assert BF16["bf16"] == {"enabled": True, "immediate_grad_update": True}
+    assert BF16["bf16"] == {"enabled": True, "immediate_grad_update": True, "check_grad_overflow": False}
     assert BF16["data_types"] == {"grad_accum_dtype": "fp32"}
     assert BF16["communication_data_type"] == "fp32"
 

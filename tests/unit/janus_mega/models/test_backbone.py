@@ -12,16 +12,17 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from janus_mega.config.schema import ParallelConfig, Precision, Recompute
 from janus_mega.models import backbone
 from janus_mega.models.attention import DocumentAttention
+from janus_mega.models.fp32_sums import ColumnParallel, RowParallel
 from janus_mega.models.norm import RMSNorm
 from tests.support.tiny import fp32, tiny_model
 
 
 def names_used() -> set[str]:
-    """Keywords of our call of TransformerConfig, and keys of the recompute table."""
+    """Keywords of our call of megatron's configuration but our own, and keys of the recompute table."""
     tree = ast.parse(inspect.getsource(backbone.transformer_config))
     calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
-    (call,) = (node for node in calls if getattr(node.func, "id", "") == "TransformerConfig")
-    keywords = {keyword.arg for keyword in call.keywords if keyword.arg}
+    (call,) = (node for node in calls if getattr(node.func, "id", "") == "BlockConfig")
+    keywords = {keyword.arg for keyword in call.keywords if keyword.arg} - {"tp_sums_in_fp32"}
     tables = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
     keys = {key.value for table in tables for key in table.keys if isinstance(key, ast.Constant)}
     return keywords | keys
@@ -72,6 +73,8 @@ def test_layers_use_our_norm_and_attention(qk_norm: bool) -> None:
     attention = layer.self_attention.submodules
     assert layer.input_layernorm is layer.pre_mlp_layernorm is RMSNorm
     assert attention.core_attention is DocumentAttention
+    assert attention.linear_qkv is layer.mlp.submodules.linear_fc1 is ColumnParallel
+    assert attention.linear_proj is layer.mlp.submodules.linear_fc2 is RowParallel
     assert (attention.q_layernorm is RMSNorm) == (attention.k_layernorm is RMSNorm) == qk_norm
 
 
