@@ -20,6 +20,7 @@ from data_pipeline.stream.assemble import combine_digests, row_digest
 from data_pipeline.stream.canvas import Rows
 from data_pipeline.stream.collate import Parcel, from_parcel, split, to_batch, to_parcel
 from data_pipeline.stream.dataset import RowDataset
+from data_pipeline.stream.workers import leave_signals_to_parent, signals_held
 
 Batch = dict[str, Tensor]
 
@@ -74,10 +75,13 @@ class StepLoader:
             collate_fn=_sent if self._num_workers else _as_tensors,
             # Of its own, or starting a loader would draw from (and so shift) the generator of the whole process.
             generator=torch.Generator(),
+            worker_init_fn=leave_signals_to_parent,
         )
+        with signals_held():
+            batches = iter(loader)
         step: list[Batch] = []
         holes: list[Hole] = []
-        for loaded in loader:
+        for loaded in batches:
             if isinstance(loaded, UserError):
                 raise loaded
             batch, new_holes = loaded

@@ -7,6 +7,7 @@ else with a traceback is a defect.
 import signal
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -132,6 +133,12 @@ def train(
     ranks: Annotated[
         int, typer.Option(help="Processes to fork on this machine; torchrun and srun start their own.")
     ] = 1,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh", help="Begin at step 0 although the run directory was used; its checkpoints stay, set aside."
+        ),
+    ] = False,
 ) -> None:
     """Train one stage of a Janus; an interrupted run continues where its newest checkpoint stands."""
     from janus_mega.cli.ranks import on_ranks, started_world_size
@@ -144,7 +151,7 @@ def train(
 
     from janus_mega.train.janus import train_janus
 
-    on_ranks(train_janus, config, ranks, config.parallel.torch_threads)
+    on_ranks(partial(train_janus, fresh=fresh), config, ranks, config.parallel.torch_threads)
 
 
 @app.command()

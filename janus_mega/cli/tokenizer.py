@@ -1,5 +1,6 @@
 """`janus-mega tokenizer ...`: training of the text and of the image tokenizer."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,7 @@ def train_image(
     file: Annotated[str, typer.Argument(metavar="FILE", help="YAML of an image-tokenizer run.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override values.")] = None,
     ranks: Annotated[int, typer.Option(help="Processes to fork on this machine.")] = 1,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew in a run directory that was used before.")] = False,
 ) -> None:
     """Train a VQ image tokenizer by the same loop; its frozen directory lies in the run directory."""
     from janus_mega.cli.ranks import on_ranks, started_world_size
@@ -41,5 +43,5 @@ def train_image(
 
     from janus_mega.train.image_tokenizer import TOKENIZER_DIR, train_image_tokenizer
 
-    on_ranks(train_image_tokenizer, config, ranks, config.parallel.torch_threads)
+    on_ranks(partial(train_image_tokenizer, fresh=fresh), config, ranks, config.parallel.torch_threads)
     print(Path(config.run_dir) / TOKENIZER_DIR)

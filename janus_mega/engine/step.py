@@ -19,6 +19,7 @@ from janus_mega.config.schema import OptimizerConfig, ParallelConfig
 from janus_mega.engine.interface import JudgeStep, ScaleLosses, StepResult, stop_unless_finite
 from janus_mega.engine.schedule import ScheduledChunk, run_schedule
 from janus_mega.observe.pulse import Pulse
+from janus_mega.observe.stopping import StopFlag
 from janus_mega.parallel.groups import ProcessGroups
 
 
@@ -37,6 +38,8 @@ class EngineSettings:
     """Is told the phases of a step."""
     prepare: Callable[[Sequence[Any]], Sequence[Any]] = list
     """What is done to the micro-batches of a step before the first forward pass."""
+    stop: StopFlag = field(default_factory=StopFlag)
+    """Told to all ranks with the losses of a step."""
 
 
 class ScheduledEngine(ABC):
@@ -44,6 +47,7 @@ class ScheduledEngine(ABC):
 
     groups: ProcessGroups
     settings: EngineSettings
+    before_update: Callable[[bool], None] | None = None
     _scheduled: list[ScheduledChunk]
     _scale_losses: ScaleLosses
 
@@ -92,6 +96,8 @@ class ScheduledEngine(ABC):
             pulse.enter("update")
             by_task = {f"loss/{name}": value for name, value in task_losses.items()}
             reasons.append(self.settings.judge({"loss": loss, **by_task, "grad_norm": grad_norm}))
+            if self.before_update:
+                self.before_update(bool(reasons[0]))
             return not reasons[0]
 
         pulse.enter("reduce")
@@ -150,15 +156,22 @@ class ScheduledEngine(ABC):
     def _read(self, sums: Tensor | None, scales: Tensor, global_counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the host must know of a step, in one copy: fp64 [tasks] each, on the CPU and equal on all ranks.
 
+        Beside the losses goes how many ranks were asked to stop, so that all of them know it after the same step.
+
         Returns:
             Loss sums of the global batch, scales, label counts. Collective over: world.
         """
-        total = torch.zeros(len(self.settings.task_names), dtype=torch.float64, device=self.groups.device)
+        stop, num_tasks = self.settings.stop, len(self.settings.task_names)
+        total = torch.zeros(num_tasks + 1, dtype=torch.float64, device=self.groups.device)
         if sums is not None:
-            total += sums.double()
+            total[:num_tasks] += sums.double()
+        if stop.signal:
+            total[num_tasks] = 1
         dist.all_reduce(total)
-        read = torch.stack([total, scales.double(), global_counts.double()]).cpu()
-        return read[0] / self.groups.layout.tp_size, read[1], read[2]  # tp ranks hold the same sums
+        read = torch.cat([total, scales.double(), global_counts.double()]).cpu()
+        stop.hear(float(read[num_tasks]))
+        losses = read[:num_tasks] / self.groups.layout.tp_size  # tp ranks hold the same sums
+        return losses, read[num_tasks + 1 : 2 * num_tasks + 1], read[2 * num_tasks + 1 :]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -34,9 +34,26 @@ _GIT_TIMEOUT_S = 20.0
 class Attempt:
     """One start of a run."""
 
-    def __init__(self, directory: Path | None) -> None:
-        """`directory` is None on ranks that write nothing."""
+    def __init__(self, directory: Path | None, facts: Mapping[str, Any] | None = None) -> None:
+        """`directory` is None on ranks that write nothing; `facts` are those of the command."""
         self._directory = directory
+        self._facts = dict(facts or {})
+
+    @property
+    def number(self) -> int | None:
+        """Counted from 1 in each run directory; None on ranks that write nothing."""
+        return None if self._directory is None else int(self._directory.name)
+
+    @property
+    def commit(self) -> str | None:
+        """Git commit of the checkout, where there is one."""
+        return self._facts.get("commit")
+
+    def finish(self, outcome: str) -> None:
+        """Records when and how it ended."""
+        if self._directory is not None:
+            ended = {"ended_s": round(time.time(), 3), "outcome": outcome}
+            _write(self._directory / COMMAND_FILE, self._facts | ended)
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -64,23 +81,29 @@ def recorded_attempt(run_dir: Path, *, enabled: bool) -> Iterator[Attempt]:
         (directory / DIFF_FILE).write_bytes(diff[:MAX_DIFF_BYTES])
     _write(directory / VERSIONS_FILE, _versions())
     _write(directory / COMMAND_FILE, facts)
-    outcome = "finished"
+    outcome, attempt = "finished", Attempt(directory, facts)
     try:
-        with Attempt(directory).span("attempt"):
-            yield Attempt(directory)
+        with attempt.span("attempt"):
+            yield attempt
     except BaseException as error:
         outcome = type(error).__name__
+        if hasattr(error, "exit_code"):  # an end that was meant, whose message says what is saved and what to do
+            outcome += f": {error}"
         raise
     finally:
-        _write(directory / COMMAND_FILE, facts | {"ended_s": round(time.time(), 3), "outcome": outcome})
+        attempt.finish(outcome)
 
 
 def _next_directory(root: Path) -> Path:
     root.mkdir(parents=True, exist_ok=True)
-    numbers = [int(path.name) for path in root.iterdir() if path.name.isdigit()]
-    directory = root / f"{max(numbers, default=0) + 1:04d}"
-    directory.mkdir()
-    return directory
+    while True:
+        numbers = [int(path.name) for path in root.iterdir() if path.name.isdigit()]
+        directory = root / f"{max(numbers, default=0) + 1:04d}"
+        try:
+            directory.mkdir()
+        except FileExistsError:  # somebody else has just started too
+            continue
+        return directory
 
 
 def _facts() -> dict[str, Any]:

@@ -22,11 +22,11 @@ from janus_mega.models.losses import task_denominators
 from janus_mega.models.sharding import ShardedParameter
 from janus_mega.models.vision.image_tokenizer import build_vq, save_image_tokenizer
 from janus_mega.models.vision.vq_training import MODULE, TASKS, build_vq_chunk, fresh_weights
-from janus_mega.observe.attempts import recorded_attempt
 from janus_mega.parallel.groups import ProcessGroups, build_groups, init_distributed
 from janus_mega.train.janus import prepare_run_dir
 from janus_mega.train.order import FixedOrder
 from janus_mega.train.run import run
+from janus_mega.train.starting import started
 from janus_mega.train.workload import BuiltModel, Recipe
 
 TOKENIZER_DIR = "image_tokenizer"
@@ -121,24 +121,30 @@ def recipe_of(config: TokenizerRunConfig) -> Recipe:
     )
 
 
-def train_image_tokenizer(config: TokenizerRunConfig) -> Path:
+def train_image_tokenizer(config: TokenizerRunConfig, *, fresh: bool = False) -> Path:
     """Trains on the ranks this process was started with; returns the frozen tokenizer's directory.
 
+    Args:
+        config: the whole run.
+        fresh: begin at step 0 in a run directory that was used before; its checkpoints are set aside.
+
     Raises:
+        RunEnded: the run was stopped.
         UserError: the configuration breaks a rule, or pictures or run directory do not fit it.
         Collective over: world.
     """
     validate_tokenizer_run(config, int(os.environ.get("WORLD_SIZE", "1")))
     workload = ImageTokenizerWorkload(config)
-    with recorded_attempt(Path(config.run_dir), enabled=os.environ.get("RANK", "0") == "0") as attempt:
-        with attempt.span("join"):
+    with started(Path(config.run_dir), config.health.stop_grace_s, fresh=fresh) as start:
+        with start.attempt.span("join"):
             init_distributed()
+            start.strike("init")
             groups = build_groups(1, 1, config.seed)
             prepare_run_dir(Path(config.run_dir), config, groups)
-        with attempt.span("run"):
-            checkpoint = run(workload, recipe_of(config), groups)
+        with start.attempt.span("run"):
+            checkpoint = run(workload, recipe_of(config), groups, start)
         path = Path(config.run_dir) / TOKENIZER_DIR
-        with attempt.span("export"):
+        with start.attempt.span("export"):
             if groups.layout.rank == 0:
                 export_image_tokenizer(checkpoint, config, path)
             dist.barrier()

@@ -26,12 +26,12 @@ from janus_mega.models.losses import task_denominators
 from janus_mega.models.placement import TASKS, PlacedBatch, count_labels, place_batch
 from janus_mega.models.sharding import ShardedParameter
 from janus_mega.models.vision.image_tokenizer import load_image_tokenizer
-from janus_mega.observe.attempts import recorded_attempt
 from janus_mega.observe.throughput import StepCounts, step_flops
 from janus_mega.parallel.groups import ProcessGroups, build_groups, init_distributed
 from janus_mega.train.layout_gate import require_verified
 from janus_mega.train.order import PlannedOrder
 from janus_mega.train.run import run
+from janus_mega.train.starting import started
 from janus_mega.train.validation_rows import open_validation_sets, read_validation_rows
 from janus_mega.train.workload import BuiltModel, Recipe
 
@@ -189,29 +189,34 @@ def recipe_of(config: RunConfig) -> Recipe:
     )
 
 
-def train_janus(config: RunConfig) -> Path:
+def train_janus(config: RunConfig, *, fresh: bool = False) -> Path:
     """Runs one stage on the ranks this process was started with; returns the final checkpoint.
 
+    Args:
+        config: the whole run.
+        fresh: begin at step 0 in a run directory that was used before; its checkpoints are set aside.
+
     Raises:
+        RunEnded: the run was stopped.
         UserError: the configuration breaks a rule, or data, checkpoint or run directory do not fit it.
         Collective over: world.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     validate_run(config, world_size)
     workload = JanusWorkload(config)
-    is_writer = int(os.environ.get("RANK", "0")) == 0
-    with recorded_attempt(Path(config.run_dir), enabled=is_writer) as attempt:
-        if is_writer:
-            with attempt.span("verify layout"):
-                require_verified(config, world_size)
-        with attempt.span("join"):
+    with started(Path(config.run_dir), config.health.stop_grace_s, fresh=fresh) as start:
+        if int(os.environ.get("RANK", "0")) == 0:
+            with start.attempt.span("verify layout"):
+                require_verified(config, world_size, start.stop)
+        with start.attempt.span("join"):
             init_distributed()
+            start.strike("init")
             groups = build_groups(
                 config.parallel.tp_size, config.parallel.pp_size, config.seed, config.parallel.virtual_pp_size
             )
             prepare_run_dir(Path(config.run_dir), config, groups)
-        with attempt.span("run"):
-            return run(workload, recipe_of(config), groups)
+        with start.attempt.span("run"):
+            return run(workload, recipe_of(config), groups, start)
 
 
 def prepare_run_dir(run_dir: Path, config: Any, groups: ProcessGroups) -> None:

@@ -12,6 +12,8 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from janus_mega import __version__
 from janus_mega.config import derive
 from janus_mega.config.load import dump, save
 from janus_mega.config.schema import RunConfig, VerifyLayout
+from janus_mega.observe.stopping import StopFlag
+from janus_mega.train.exits import NotSaved
 
 _log = logging.getLogger(__name__)
 
@@ -29,12 +33,14 @@ PASSED_FILE = "verify_layout.json"
 MAX_CHECKED_DP = 2
 _LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _TAIL_LINES = 12
+_LOOK_EVERY_S = 0.2
 
 
-def require_verified(config: RunConfig, world_size: int) -> None:
+def require_verified(config: RunConfig, world_size: int, stop: StopFlag | None = None) -> None:
     """Checks the layout unless that is off or has passed before. Called by one rank; the others wait in the join.
 
     Raises:
+        NotSaved: a signal asked to stop meanwhile.
         UserError: the layout does not train as one process does; nothing was trained.
     """
     if config.parallel.verify_layout is VerifyLayout.off or world_size == 1:
@@ -49,7 +55,10 @@ def require_verified(config: RunConfig, world_size: int) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     checked, found = run_dir / "verify_layout.yaml", run_dir / f"{PASSED_FILE}.tmp"
     save(config, checked)
-    code, output = _run_command(checked, ranks, found)
+    stop = stop or StopFlag()
+    code, output = _run_command(checked, ranks, found, stop)
+    if stop.asked:
+        raise NotSaved(f"{config.name}: stopped by a signal while its layout was checked; nothing was trained")
     if code != 0:
         raise UserError(
             f"{config.name}: its layout does not train as one process does (parallel.verify_layout):\n{output}\n"
@@ -78,18 +87,23 @@ def _passed_digest(path: Path) -> str | None:
     return found.get("digest") if found.get("passed") is True else None
 
 
-def _run_command(checked: Path, ranks: int, found: Path) -> tuple[int, str]:
-    """Exit code of the command, and the end of what it said."""
+def _run_command(checked: Path, ranks: int, found: Path, stop: StopFlag) -> tuple[int, str]:
+    """Exit code of the command, and the end of what it said; it is ended where the run is to stop."""
     environment = {name: value for name, value in os.environ.items() if name not in _LAUNCHER_VARIABLES}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     environment = {name: value for name, value in environment.items() if not name.startswith("TORCHELASTIC_")}
     command = [sys.executable, "-m", "janus_mega.cli.main", "verify-layout", str(checked)]
-    done = subprocess.run(
-        [*command, "--ranks", str(ranks), "--json", str(found)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    return done.returncode, "\n".join(done.stdout.splitlines()[-_TAIL_LINES:])
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            [*command, "--ranks", str(ranks), "--json", str(found)],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        while process.poll() is None:
+            if stop.asked:
+                process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_LOOK_EVERY_S)
+        output.seek(0)
+        return process.returncode, "\n".join(output.read().splitlines()[-_TAIL_LINES:])

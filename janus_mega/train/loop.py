@@ -5,16 +5,16 @@ No parallelism, no logging format and no file names.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from janus_mega.engine.interface import Engine, StepResult
-from janus_mega.observe.pulse import Pulse
 from janus_mega.optim.lr_schedule import learning_rate
 from janus_mega.parallel.groups import ProcessGroups
+from janus_mega.train.starting import Start
 from janus_mega.train.workload import Recipe, Workload
 
 
@@ -50,36 +50,47 @@ def train(
     groups: ProcessGroups,
     hooks: Sequence[Hook],
     first_step: int,
-    pulse: Pulse | None = None,
+    start: Start | None = None,
 ) -> int:
     """Trains from `first_step` completed steps to the recipe's last; returns the number of completed steps.
 
+    Where all ranks know of a wish to stop, training ends earlier, at the end of a step and after its hooks.
+
     Args:
-        pulse: is told where the rank is; the engine tells it the phases of a step.
+        start: is told where the rank is (the engine tells the phases of a step), and says when to stop.
 
     Raises:
         FloatingPointError: a loss was not finite and the engine has no judge; the step was not applied.
         Collective over: world.
     """
-    layout = groups.layout
-    pulse = pulse or Pulse()
+    layout, start = groups.layout, start or Start()
+    pulse, faults = start.pulse, start.faults
     step = first_step
     pulse.begin_step()
-    start = time.perf_counter()
-    for batches in workload.batches(layout.dp_rank, layout.dp_size, first_step, recipe.last_step):
+    began = time.perf_counter()
+    steps = workload.batches(layout.dp_rank, layout.dp_size, first_step, recipe.last_step)
+    for batches in steps:
         placed = [workload.place(batch, groups) for batch in batches]
         label_counts = torch.stack([workload.count_labels(batch) for batch in batches]).sum(0)
-        data_s = time.perf_counter() - start
+        data_s = time.perf_counter() - began
         lr = learning_rate(step, recipe.num_steps, recipe.optimizer)
+        if faults is not None:
+            faults.strike("step", step + 1, engine)
         result = engine.train_step(placed, label_counts, lr)
         step += 1
+        if faults is not None:
+            faults.strike_weights(step, engine)
         pulse.end_step(step)
-        event = StepEvent(step, result, batches, data_s, time.perf_counter() - start)
+        event = StepEvent(step, result, batches, data_s, time.perf_counter() - began)
         for hook in hooks:
             pulse.begin_hook(type(hook).__name__)
             hook.after_step(event)
+        if start.stop.agreed:
+            break
         pulse.begin_step()
-        start = time.perf_counter()  # what hooks took belongs to no step
+        began = time.perf_counter()  # what hooks took belongs to no step
+    if isinstance(steps, Generator):
+        steps.close()  # workers that read batches end before anything is saved: one killed later would raise here
     for hook in hooks:
         pulse.begin_hook(type(hook).__name__)
         hook.at_end(step)

@@ -5,16 +5,19 @@ engine -> optimizer state -> loop. A stage border is a process border, so starti
 """
 
 import logging
+import signal
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
-from janus_mega.checkpoint.manager import find_latest
+from janus_mega.checkpoint.manager import list_checkpoints
 from janus_mega.checkpoint.reader import CheckpointReader, open_checkpoint
+from janus_mega.checkpoint.retention import check_space
 from janus_mega.config.schema import Backend
 from janus_mega.engine.call_check import check_calls
 from janus_mega.engine.deepspeed_backend import DeepSpeedEngine
-from janus_mega.engine.interface import JudgeStep, StatefulEngine, stop_unless_finite
+from janus_mega.engine.interface import MOMENTS, JudgeStep, StatefulEngine, stop_unless_finite
 from janus_mega.engine.megatron_backend import MegatronEngine
 from janus_mega.engine.step import EngineSettings
 from janus_mega.models.backbone import compile_layers
@@ -22,15 +25,18 @@ from janus_mega.models.losses import loss_scales
 from janus_mega.models.sharding import ShardedParameter, sharded_parameters
 from janus_mega.observe.oom import memory_snapshot_on_failure
 from janus_mega.observe.progress import Progress
-from janus_mega.observe.pulse import Pulse
 from janus_mega.observe.sinks import open_sinks
+from janus_mega.observe.stopping import StopFlag
 from janus_mega.optim.param_groups import build_param_groups
 from janus_mega.parallel.groups import ProcessGroups
+from janus_mega.train.entering import Entry, enter, on_rank_0
+from janus_mega.train.exits import Stopped
 from janus_mega.train.health import Health, any_rank
 from janus_mega.train.hooks.build import Session, build_hooks
 from janus_mega.train.loop import train
-from janus_mega.train.restoring import LiveState, check_resume, fill_masters, fill_parameters
-from janus_mega.train.saving import CHECKPOINTS_DIR, Saver, claim_checkpoints
+from janus_mega.train.restoring import LiveState, fill_masters, fill_parameters
+from janus_mega.train.saving import Saver
+from janus_mega.train.starting import Start
 from janus_mega.train.watch import Watch
 from janus_mega.train.workload import Recipe, Workload
 
@@ -41,50 +47,86 @@ _BACKENDS: dict[Backend, type[DeepSpeedEngine] | type[MegatronEngine]] = {
     Backend.megatron: MegatronEngine,
 }
 
+_RANKS_TOLD = 8
 
-def run(workload: Workload, recipe: Recipe, groups: ProcessGroups) -> Path:
+
+def run(workload: Workload, recipe: Recipe, groups: ProcessGroups, start: Start | None = None) -> Path:
     """Trains a workload to its last step and returns its final checkpoint; continues where an earlier run stopped.
 
     Raises:
+        Stopped: a signal asked for it; everything is saved.
         UserError: the run directory's checkpoint was made under another data plan, or init_from does not fit.
         Collective over: world.
     """
-    layout = groups.layout
-    root = recipe.run_dir / CHECKPOINTS_DIR
-    place = claim_checkpoints(recipe.run_dir, groups)  # first, so that no older attempt adds to what is found
-    latest = find_latest(root)
-    reader = open_checkpoint(latest) if latest else None
-    first_step = check_resume(reader, workload, recipe) if reader else 0
-    if latest and first_step >= recipe.last_step:
-        _log.info("%s: %s is already at its last step", recipe.name, latest)
-        return latest
-    health, pulse = Health(recipe.health, any_rank(groups)), Pulse()
-    engine, shards = build_engine(workload, recipe, groups, reader, health.judge, pulse)
-    live = LiveState(workload, recipe, engine, shards, health)
-    if reader:
-        live.resume(reader)
-    else:
-        live.begin()
-    if layout.rank == 0:
-        workload.order.keep(recipe.run_dir)
+    start = start or Start()
+    entry = enter(workload, recipe, groups, start)
+    if entry.place is None:
+        assert entry.reader is not None  # or there would be something left to do
+        _log.info("%s: %s is already at its last step", recipe.name, entry.reader.directory)
+        return entry.reader.directory
+    with Watch(start.pulse, recipe.health, recipe.run_dir, groups):
+        if entry.reader:
+            start.strike("load", entry.first_step)
+        health = Health(recipe.health, any_rank(groups))
+        engine, shards = build_engine(workload, recipe, groups, entry.reader, health.judge, start)
+        live = LiveState(workload, recipe, engine, shards, health)
+        if entry.reader:
+            live.resume(entry.reader)
+        else:
+            live.begin()
+        _require_space(live, entry.place.root, recipe)
+        if groups.layout.rank == 0:
+            workload.order.keep(recipe.run_dir)
+        step = _train(workload, recipe, live, health, entry, start)
+    final = [found for found in list_checkpoints(entry.place.root) if found.step == step][-1].path
+    if start.stop.agreed and step < recipe.last_step:
+        raise Stopped(
+            f"{recipe.name}: {_who_asked(start.stop, groups)}; step {step} of {recipe.last_step} is saved as {final}, "
+            "the same command goes on from there"
+        )
+    return final
 
-    is_writer = layout.rank == 0
+
+def _train(workload: Workload, recipe: Recipe, live: LiveState, health: Health, entry: Entry, start: Start) -> int:
+    """The loop with everything that is open while it runs; returns the completed steps, the last of which is saved."""
+    assert entry.place is not None
+    engine, first_step = live.engine, entry.first_step
+    groups, is_writer = engine.groups, engine.groups.layout.rank == 0
     with (
         open_sinks(
             recipe.run_dir, tensorboard=recipe.logging.tensorboard, wandb=recipe.logging.wandb, enabled=is_writer
         ) as sinks,
         Progress(recipe.name, recipe.last_step - first_step, enabled=is_writer) as progress,
-        memory_snapshot_on_failure(recipe.run_dir, layout.rank, history=recipe.logging.memory_history),
-        Watch(pulse, recipe.health, recipe.run_dir, groups),
-        Saver(workload, recipe, live, place, pulse) as saver,
+        memory_snapshot_on_failure(recipe.run_dir, groups.layout.rank, history=recipe.logging.memory_history),
+        Saver(workload, recipe, live, entry.place, start.pulse) as saver,
     ):
-        session = Session(
-            workload, recipe, groups, live, sinks, progress, health, saver, saved_step=first_step if reader else -1
-        )
-        train(engine, workload, recipe, groups, build_hooks(session), first_step, pulse)
-    final = find_latest(root)
-    assert final is not None  # the checkpoint hook has just saved
-    return final
+        if start.faults is not None:
+            saver.disk = start.faults.disk()
+        saved_step = first_step if entry.reader else -1
+        session = Session(workload, recipe, groups, live, sinks, progress, health, saver, saved_step, start)
+        return train(engine, workload, recipe, groups, build_hooks(session), first_step, start)
+
+
+def _require_space(live: LiveState, root: Path, recipe: Recipe) -> None:
+    """Raises UserError where the disk has no room for the checkpoints that retention keeps. Collective over: world."""
+    groups = live.engine.groups
+    trained = {shard.name for shard in live.shards if shard.parameter.requires_grad}
+    parts = 1 + len(MOMENTS) + (live.average is not None)
+    sizes = [piece.tensor.nbytes * (parts if piece.name in trained else 1) for piece in live.weights()]
+    num_bytes = torch.tensor(sum(sizes), device=groups.device)
+    dist.all_reduce(num_bytes)
+    on_rank_0(groups, lambda: check_space(root, int(num_bytes.item()), recipe.checkpoint.keep_last))
+
+
+def _who_asked(stop: StopFlag, groups: ProcessGroups) -> str:
+    """Which signals stopped a run, and on which ranks. Collective over: world."""
+    numbers = torch.zeros(groups.layout.world_size, dtype=torch.int64, device=groups.device)
+    numbers[groups.layout.rank] = stop.signal
+    dist.all_reduce(numbers)
+    asked = [(rank, signal.Signals(number).name) for rank, number in enumerate(numbers.tolist()) if number]
+    names = sorted({name for _, name in asked})
+    ranks = ", ".join(str(rank) for rank, _ in asked[:_RANKS_TOLD]) + (", ..." if len(asked) > _RANKS_TOLD else "")
+    return f"stopped by {' and '.join(names)} on rank {ranks}"
 
 
 def build_engine(
@@ -93,17 +135,17 @@ def build_engine(
     groups: ProcessGroups,
     reader: CheckpointReader | None = None,
     judge: JudgeStep = stop_unless_finite,
-    pulse: Pulse | None = None,
+    start: Start | None = None,
 ) -> tuple[StatefulEngine, list[ShardedParameter]]:
     """The engine of a workload with its weights in place, and the table of its parameters.
 
     Args:
         reader: the run's own checkpoint; without one, `recipe.init_from` or fresh values fill the weights.
         judge: decides before each update whether it is made.
-        pulse: is told the phases of a step.
+        start: is told the phases of a step, and whether to stop.
         Collective over: world.
     """
-    layout = groups.layout
+    layout, start = groups.layout, start or Start()
     built = workload.build(groups)
     chunks = [chunk.to_empty(device=groups.device) for chunk in built.chunks]
     shards = list(sharded_parameters(chunks, layout))
@@ -131,8 +173,9 @@ def build_engine(
         workload.task_names,
         workload.seq_len,
         judge,
-        pulse or Pulse(),
+        start.pulse,
         prepare=built.prepare,
+        stop=start.stop,
     )
     engine = _BACKENDS[recipe.parallel.backend](chunks, param_groups, groups, settings, scale_losses)
     if reader:

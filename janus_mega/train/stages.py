@@ -20,7 +20,7 @@ from janus_mega.config.schema import Module, RunConfig
 from janus_mega.config.schema_stages import Border, StagesConfig
 from janus_mega.config.validate import validate_run
 from janus_mega.models.count import backbone_parameters, module_parameters
-from janus_mega.train.run import CHECKPOINTS_DIR
+from janus_mega.train.saving import CHECKPOINTS_DIR
 
 LAST = (Module.text_head, Module.image_head)
 """Modules of the last pipeline rank; all others but the backbone live on the first."""

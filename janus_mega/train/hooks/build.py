@@ -6,6 +6,7 @@ What decides whether the step stands comes first, what saves it comes last.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from janus_mega.engine.replicas import Replicas
 from janus_mega.observe.progress import Progress
 from janus_mega.observe.sinks import SinkGroup
 from janus_mega.parallel.groups import ProcessGroups
@@ -17,6 +18,7 @@ from janus_mega.train.hooks.data_log import DataHook
 from janus_mega.train.hooks.metrics import MetricsHook
 from janus_mega.train.hooks.monitors import MonitorHook
 from janus_mega.train.hooks.profiler import ProfilerHook
+from janus_mega.train.hooks.replicas import ReplicaHook
 from janus_mega.train.hooks.samples import SamplesHook
 from janus_mega.train.hooks.skips import SkipHook
 from janus_mega.train.hooks.task_gradients import TaskGradientsHook
@@ -24,6 +26,7 @@ from janus_mega.train.hooks.validation import ValidationHook
 from janus_mega.train.loop import Hook
 from janus_mega.train.restoring import LiveState
 from janus_mega.train.saving import Saver
+from janus_mega.train.starting import Start
 from janus_mega.train.workload import Recipe, Workload
 
 
@@ -43,6 +46,8 @@ class Session:
     saver: Saver
     saved_step: int
     """Step of the checkpoint that the run continues from, -1 if from none."""
+    start: Start
+    """Whether to stop, and what is to go wrong on purpose."""
 
 
 def build_hooks(session: Session) -> list[Hook]:
@@ -80,6 +85,11 @@ def _skip_hook(session: Session) -> SkipHook:
 def _looking_hooks(session: Session, hook_seconds: dict[str, float]) -> Iterator[Hook]:
     """Those that are off unless asked for."""
     recipe, logging, groups, sinks = session.recipe, session.recipe.logging, session.groups, session.sinks
+    start = session.start
+    if recipe.health.replicas_every:
+        replicas = Replicas(session.live.engine, session.live.shards)
+        first_step = max(session.saved_step, 0)
+        yield ReplicaHook(replicas, groups, recipe.health.replicas_every, recipe.run_dir, first_step)
     if logging.gc_every:
         yield CollectionHook(logging.gc_every)
     if logging.profile_steps:
@@ -91,6 +101,7 @@ def _looking_hooks(session: Session, hook_seconds: dict[str, float]) -> Iterator
         chunk = session.live.engine.chunks[0]
         yield TaskGradientsHook(session.workload, groups, sinks, chunk, logging.task_gradients_every)
     if recipe.validate_every:
-        yield ValidationHook(session.workload, groups, session.live.engine, sinks, recipe, hook_seconds)
+        yield ValidationHook(session.workload, groups, session.live.engine, sinks, recipe, hook_seconds, start)
     if recipe.samples.every:
-        yield SamplesHook(recipe.samples, recipe.run_dir, groups, sinks, session.saver.save_weights, hook_seconds)
+        save_weights = session.saver.save_weights
+        yield SamplesHook(recipe.samples, recipe.run_dir, groups, sinks, save_weights, hook_seconds, start.stop)

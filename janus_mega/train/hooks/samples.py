@@ -19,6 +19,7 @@ from data_pipeline.images import understanding_view
 from janus_mega.config.schema import SamplesConfig
 from janus_mega.infer.model import InferenceModel, load_trained
 from janus_mega.observe.sinks import SinkGroup
+from janus_mega.observe.stopping import StopFlag
 from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.train.hooks.drawings import code_use, read_picture, sheet
 from janus_mega.train.loop import StepEvent
@@ -38,6 +39,7 @@ class SamplesHook:
         sinks: SinkGroup,
         save_weights: Callable[[Path, int], Path],
         hook_seconds: dict[str, float],
+        stop: StopFlag | None = None,
     ) -> None:
         """`save_weights` writes a checkpoint without optimizer below a folder. Collective over: world.
 
@@ -51,10 +53,11 @@ class SamplesHook:
         self._sinks = sinks
         self._save_weights = save_weights
         self._hook_seconds = hook_seconds
+        self._stop = stop or StopFlag()
 
     def after_step(self, event: StepEvent) -> None:
-        """Samples when due. Collective over: world (when due)."""
-        if event.step % self._config.every == 0:
+        """Samples when due, unless the run is to stop. Collective over: world (when due)."""
+        if event.step % self._config.every == 0 and not self._stop.agreed:
             start = time.perf_counter()
             self._sample(event.step)
             self._hook_seconds["samples"] = self._hook_seconds.get("samples", 0.0) + time.perf_counter() - start
@@ -86,7 +89,7 @@ class SamplesHook:
             self._sinks.image(step, "samples/drawings", grid)
             self._sinks.scalars(step, {"samples/codebook_use": use, "samples/code_entropy_bits": entropy})
             told |= {"captions": self._config.captions, "codebook_use": use, "code_entropy_bits": entropy}
-        if self._config.questions:
+        if self._config.questions and not self._stop.asked:
             side = model.dialogue.geometry.understanding_size
             prompts = [
                 model.question(question, [understanding_view(picture, side)])

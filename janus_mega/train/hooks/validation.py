@@ -5,6 +5,7 @@ They are read anew each time (a set kept in memory would lie there for the whole
 step of training takes, so validation needs no more of the device than training does.
 """
 
+import logging
 import time
 
 import torch
@@ -13,7 +14,10 @@ from janus_mega.engine.interface import StatefulEngine
 from janus_mega.observe.sinks import SinkGroup
 from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.train.loop import StepEvent
+from janus_mega.train.starting import Start
 from janus_mega.train.workload import Recipe, Workload
+
+_log = logging.getLogger(__name__)
 
 
 class ValidationHook:
@@ -27,7 +31,9 @@ class ValidationHook:
         sinks: SinkGroup,
         recipe: Recipe,
         hook_seconds: dict[str, float],
+        start: Start | None = None,
     ) -> None:
+        self._start = start or Start()
         self._workload = workload
         self._groups = groups
         self._engine = engine
@@ -45,15 +51,20 @@ class ValidationHook:
             self._validate(event.step)
 
     def at_end(self, step: int) -> None:
-        """Validates the final weights. Collective over: world."""
-        if self._validated_step != step:
+        """Validates the final weights; a run that is to stop does not wait for it. Collective over: world."""
+        if self._validated_step != step and not self._start.stop.agreed:
             self._validate(step)
 
     def _validate(self, step: int) -> None:
         start = time.perf_counter()
+        self._start.strike("eval", step)
         values: dict[str, float] = {}
         for name in self._sets:
-            values |= {f"validation/{name}/{key}": value for key, value in self._losses_of(name).items()}
+            losses = self._losses_of(name)
+            if self._start.stop.agreed:  # each part was scored on all ranks, so all of them know
+                _log.warning("step %d: validation is left out, the run stops", step)
+                return
+            values |= {f"validation/{name}/{key}": value for key, value in losses.items()}
         self._sinks.scalars(step, values)
         self._validated_step = step
         spent = self._hook_seconds.get("validation", 0.0)
@@ -66,6 +77,8 @@ class ValidationHook:
         sums = torch.zeros(len(workload.task_names), dtype=torch.float64)
         counts = torch.zeros(len(workload.task_names), dtype=torch.int64)
         for start in range(0, len(batches), self._at_a_time):
+            if self._start.stop.agreed:
+                return {}
             part = batches[start : start + self._at_a_time]
             label_counts = torch.stack([workload.count_labels(batch) for batch in part]).sum(0)
             scored = self._engine.score([workload.place(batch, self._groups) for batch in part], label_counts)
