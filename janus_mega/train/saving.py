@@ -31,7 +31,7 @@ from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.train.exits import DEFECT, RunEnded
 from janus_mega.train.restoring import LiveState
 from janus_mega.train.workload import Recipe, Workload
-from janus_mega.train.writer import Outcome, Verdict, Writer
+from janus_mega.train.writer import Outcome, TellingDisk, Verdict, Writer
 
 _log = logging.getLogger(__name__)
 
@@ -173,6 +173,7 @@ class Saver:
     def _begin(self, place: Claim | Path, snapshot: Snapshot, state: TrainState) -> None:
         state = copy.deepcopy(state)
         extra_files = self._workload.extra_files()
+        disk = TellingDisk(self.disk, self._writer.note_progress)
 
         def job() -> Path:
             try:
@@ -183,20 +184,20 @@ class Saver:
                     ranks=self._ranks,
                     extra_files=extra_files,
                     about=self._about(),
-                    disk=self.disk,
+                    disk=disk,
                 )
             finally:
                 snapshot.free.set()
             if self._ranks.rank == 0 and place is self._place:
-                self._prune(saved)
+                self._prune(saved, disk)
             return saved
 
         self._writer.begin(state.step, job)
 
-    def _prune(self, saved: Path) -> None:
+    def _prune(self, saved: Path, disk: Disk) -> None:
         checkpoint = self._recipe.checkpoint
         try:
-            apply_retention(self._place, checkpoint.keep_last, checkpoint.keep_every, written=saved, disk=self.disk)
+            apply_retention(self._place, checkpoint.keep_last, checkpoint.keep_every, written=saved, disk=disk)
         except Superseded:
             raise
         except Exception as error:

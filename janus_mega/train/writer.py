@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 import torch.distributed as dist
 
 from janus_mega.checkpoint.claim import Superseded
+from janus_mega.checkpoint.disk import Disk
 
 _TICK_S = 0.5
 
@@ -41,6 +43,55 @@ class Outcome:
     """None only if it was saved."""
     seconds: float
     """From begin to end, on this rank."""
+
+
+class TellingDisk(Disk):
+    """A disk that tells whenever an operation has ended, so that somebody who waits can tell slow from stuck."""
+
+    def __init__(self, disk: Disk, tell: Callable[[], None]) -> None:
+        self._disk = disk
+        self._tell = tell
+
+    def make_directory(self, path: Path) -> None:
+        """As the disk does."""
+        self._disk.make_directory(path)
+        self._tell()
+
+    def create(self, path: Path) -> BinaryIO:
+        """As the disk does."""
+        file = self._disk.create(path)
+        self._tell()
+        return file
+
+    def write(self, file: BinaryIO, content: bytes | memoryview) -> None:
+        """As the disk does."""
+        self._disk.write(file, content)
+        self._tell()
+
+    def sync_file(self, file: BinaryIO) -> None:
+        """As the disk does."""
+        self._disk.sync_file(file)
+        self._tell()
+
+    def sync_directory(self, path: Path) -> None:
+        """As the disk does."""
+        self._disk.sync_directory(path)
+        self._tell()
+
+    def rename(self, source: Path, target: Path) -> None:
+        """As the disk does."""
+        self._disk.rename(source, target)
+        self._tell()
+
+    def remove_file(self, path: Path) -> None:
+        """As the disk does."""
+        self._disk.remove_file(path)
+        self._tell()
+
+    def remove_directory(self, path: Path) -> None:
+        """As the disk does."""
+        self._disk.remove_directory(path)
+        self._tell()
 
 
 class Writer:
@@ -100,7 +151,7 @@ class Writer:
         return not self._thread.is_alive()
 
     def note_progress(self) -> None:
-        """To be called by the job as its writing moves."""
+        """To be called by the job as it moves on."""
         self._moved += 1
 
     def agree(self, ok: bool) -> bool:
