@@ -1,35 +1,38 @@
-"""The files of a checkpoint directory: names, hashes, manifest, durable writing.
+"""The files of a checkpoint directory: names, hashes, manifest, and what is wrong with them.
 
 A checkpoint is a directory that is complete or absent. Everything is written into a directory aside, every file is
 hashed while it is written and fsynced, the manifest (which lists every file with size and SHA-256) comes last, then
 the directory gets its name by one rename. So a directory with a valid manifest is a whole checkpoint.
 
-Tensors are written as safetensors by the few lines of `write_safetensors` rather than by the library: bytes go out
-one tensor at a time and are hashed on their way, so a save needs no second copy of the model and the hash is of what
-was meant, not of what a disk gave back. The library reads the files.
-
     step-00000120/
-      manifest.json            schema, step, world_size, files: name -> bytes, sha256; and a digest of itself
-      tensors.json             tensor name -> shape, number format, pieces (file, key, offset, shape)
+      manifest.json            schema, step, attempt, layout, digests of configuration and plan, commit, files: name ->
+                               bytes and digest; and a digest of itself
+      tensors.json             tensor name -> shape, number format, pieces (file, key, offset, shape, sha256)
       state.json  config.yaml  where the run stands; the resolved configuration
-      tensors-00000.safetensors ...  one file per rank
+      tensors-00000.safetensors ...  one file per rank; its digest is over the digests of its header and its tensors
       text_tokenizer/  image_tokenizer/   what export and generation need besides
+
+The manifest is one way of writing its content: a byte that could be another one is damage. Schema 1 (no digests of
+pieces; files of tensors hashed as a whole) is read too.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from data_pipeline.errors import UserError
 from janus_mega.checkpoint.disk import DISK, Disk
+from janus_mega.checkpoint.index import Index
+from janus_mega.checkpoint.tensor_file import CHUNK_BYTES, Hashing, TensorFile, damaged, new_digest, open_regular
 
-SCHEMA = "janus-checkpoint/1"
+SCHEMA = "janus-checkpoint/2"
+OLDER_SCHEMAS = ("janus-checkpoint/1",)
 MANIFEST_FILE = "manifest.json"
 TRASH_PREFIX = ".trash-"
 """What is to be removed gets a name that begins so, first of all."""
@@ -41,20 +44,13 @@ TEXT_TOKENIZER_DIR = "text_tokenizer"
 IMAGE_TOKENIZER_DIR = "image_tokenizer"
 """A copy of the image tokenizer's directory."""
 
-DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-"""Number formats by their safetensors name."""
-_CHUNK_BYTES = 16 * 2**20
+_STEP_DIR = re.compile(r"step-(\d{8,})(?:-(\d+))?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MAX_JSON_BYTES = 2**31
+
+
+class UnknownSchema(UserError):
+    """A whole checkpoint of a version that this one cannot read; passing over it would lose work in silence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +60,8 @@ class FileEntry:
     name: str
     bytes: int
     sha256: str
+    is_tree: bool = False
+    """Whether the digest is over those of the parts of a tensor file, see `tensor_file.Digests.tree`."""
 
 
 def rank_file(rank: int) -> str:
@@ -71,37 +69,10 @@ def rank_file(rank: int) -> str:
     return f"tensors-{rank:05d}.safetensors"
 
 
-def write_safetensors(
-    path: Path, tensors: Sequence[tuple[str, Tensor]], metadata: dict[str, str], disk: Disk = DISK
-) -> FileEntry:
-    """Writes and fsyncs a safetensors file, moving one tensor at a time to the CPU; returns its size and hash."""
-    ordered = sorted(tensors, key=lambda item: -item[1].element_size())  # keeps every tensor aligned, as readers expect
-    header: dict[str, Any] = {"__metadata__": metadata}
-    position = 0
-    for key, tensor in ordered:
-        if key in header:
-            raise ValueError(f"{path.name}: tensor {key} is given twice")
-        end = position + tensor.numel() * tensor.element_size()
-        header[key] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [position, end],
-        }
-        position = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    with disk.create(path) as file:
-        head = len(text).to_bytes(8, "little") + text
-        digest.update(head)
-        disk.write(file, head)
-        for _, tensor in ordered:
-            raw = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-            for start in range(0, len(raw), _CHUNK_BYTES):
-                digest.update(raw[start : start + _CHUNK_BYTES])
-                disk.write(file, raw[start : start + _CHUNK_BYTES])
-        disk.sync_file(file)
-    return FileEntry(path.name, 8 + len(text) + position, digest.hexdigest())
+def parse_step(name: str) -> tuple[int, int] | None:
+    """Step, and how often it had been saved before, of a checkpoint directory's name; None for other names."""
+    match = _STEP_DIR.fullmatch(name)
+    return (int(match[1]), int(match[2] or 0)) if match else None
 
 
 def write_bytes(path: Path, content: bytes, name: str | None = None, disk: Disk = DISK) -> FileEntry:
@@ -114,24 +85,55 @@ def write_bytes(path: Path, content: bytes, name: str | None = None, disk: Disk 
 
 def copy_file(source: Path, path: Path, name: str, disk: Disk = DISK) -> FileEntry:
     """Copies a file in chunks, hashing what is written; fsynced."""
-    digest, size = hashlib.sha256(), 0
-    with source.open("rb") as reader, disk.create(path) as writer:
-        while chunk := reader.read(_CHUNK_BYTES):
-            digest.update(chunk)
+    digest, size = new_digest(), 0
+    with source.open("rb") as reader, disk.create(path) as writer, Hashing() as hashing:
+        while chunk := reader.read(CHUNK_BYTES):
+            hashing.update(digest, chunk)
             disk.write(writer, chunk)
             size += len(chunk)
         disk.sync_file(writer)
-    return FileEntry(name, size, digest.hexdigest())
+    return FileEntry(name, size, digest.digest().hex())
 
 
 def hash_file(path: Path) -> FileEntry:
     """Size and SHA-256 of what the disk holds."""
     digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
+    with open_regular(path) as file:
+        while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
             size += len(chunk)
     return FileEntry(path.name, size, digest.hexdigest())
+
+
+def read_listed(directory: Path, manifest: Mapping[str, Any], name: str, *, verify: bool = True) -> bytes:
+    """Content of a small file, the very bytes that were compared with the manifest.
+
+    Raises:
+        UserError: they differ, or the file cannot be read.
+    """
+    path, entry = directory / name, manifest["files"][name]
+    try:
+        with open_regular(path) as file:
+            content = _read_all(file.fileno())
+    except OSError as error:
+        raise damaged(path, error.strerror or str(error)) from None
+    if len(content) != entry["bytes"]:
+        raise damaged(path, _other_size(len(content), entry))
+    if verify and hashlib.sha256(content).hexdigest() != entry.get("sha256"):
+        raise damaged(path, "bytes do not match the manifest's SHA-256")
+    return content
+
+
+def _read_all(descriptor: int) -> bytes:
+    size = os.fstat(descriptor).st_size
+    if size > _MAX_JSON_BYTES:
+        raise OSError(f"{size} bytes are too many for such a file")
+    with open(descriptor, "rb", closefd=False) as file:
+        return file.read(size + 1)
+
+
+def _other_size(size: int, entry: Mapping[str, Any]) -> str:
+    return f"{size} bytes, the manifest says {entry['bytes']}"
 
 
 def dump_json(value: Any) -> bytes:
@@ -139,13 +141,27 @@ def dump_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, indent=1).encode()
 
 
-def write_manifest(directory: Path, step: int, world_size: int, files: Sequence[FileEntry], disk: Disk = DISK) -> None:
-    """Writes and fsyncs the manifest, the last file of a checkpoint."""
+def write_manifest(directory: Path, about: Mapping[str, Any], files: Sequence[FileEntry], disk: Disk = DISK) -> None:
+    """Writes and fsyncs the manifest, the last file of a checkpoint.
+
+    Args:
+        directory: the checkpoint.
+        about: step, world_size and whatever else the manifest tells, as JSON values.
+        files: all other files.
+        disk: where it happens.
+    """
     body: dict[str, Any] = {
+        "attempt": 0,
+        "layout": {},
+        "commit": "",
+        "config_sha256": "",
+        "plan_digest": "",
+        **about,
         "schema": SCHEMA,
-        "step": step,
-        "world_size": world_size,
-        "files": {entry.name: {"bytes": entry.bytes, "sha256": entry.sha256} for entry in files},
+        "files": {
+            entry.name: {"bytes": entry.bytes, "tree_sha256" if entry.is_tree else "sha256": entry.sha256}
+            for entry in files
+        },
     }
     body["sha256"] = hashlib.sha256(dump_json(body)).hexdigest()
     write_bytes(directory / MANIFEST_FILE, dump_json(body), disk=disk)
@@ -155,26 +171,70 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest, its own digest checked.
 
     Raises:
-        UserError: there is none, it is damaged, or it was written by an unknown version.
+        UserError: there is none, or it is damaged.
+        UnknownSchema: it was written by an unknown version.
     """
     path = directory / MANIFEST_FILE
     try:
-        body = json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            content = _read_all(file.fileno())
+        body = json.loads(content.decode("utf-8"))
         claimed = body.pop("sha256")
         schema = body["schema"]
+        is_whole = claimed == hashlib.sha256(dump_json(body)).hexdigest()
+        is_canonical = content == dump_json({**body, "sha256": claimed})
     except FileNotFoundError:
         raise UserError(
             f"{directory}: no {MANIFEST_FILE}, so this is not a checkpoint; give a step directory"
         ) from None
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise UserError(f"{path}: not a readable manifest; the checkpoint is damaged, use an older one") from None
-    if claimed != hashlib.sha256(dump_json(body)).hexdigest():
-        raise UserError(f"{path}: its content does not match its digest; the checkpoint is damaged, use an older one")
-    if schema != SCHEMA:
-        raise UserError(
-            f"{path}: schema {schema!r} is unknown, this version reads {SCHEMA!r}; use the version that wrote it"
+    except OSError as error:
+        raise damaged(path, error.strerror or str(error)) from None
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise damaged(path, "not a readable manifest") from None
+    if not is_whole or not is_canonical:
+        raise damaged(path, "its content does not match its digest")
+    if schema not in (SCHEMA, *OLDER_SCHEMAS):
+        raise UnknownSchema(
+            f"{path}: schema {schema!r} is unknown, this version reads {', '.join((*OLDER_SCHEMAS, SCHEMA))}; "
+            "use the version that wrote it"
         )
+    if not _has_form(body):
+        raise damaged(path, "fields are missing or of another kind")
     return body
+
+
+def refuse_unknown_schema(directory: Path) -> None:
+    """Raises UnknownSchema if a whole checkpoint of another version lies there; is silent about everything else."""
+    try:
+        read_manifest(directory)
+    except UnknownSchema:
+        raise
+    except UserError:
+        return
+
+
+def _has_form(body: dict[str, Any]) -> bool:
+    """Whether a manifest's fields are what the rest of this package takes for granted."""
+    files = body.get("files")
+    return (
+        all(type(body.get(name)) is int and body[name] >= 0 for name in ("step", "world_size"))
+        and isinstance(files, dict)
+        and {INDEX_FILE, STATE_FILE, CONFIG_FILE} <= files.keys()
+        and MANIFEST_FILE not in files
+        and all(_is_inside(name) and _is_entry(entry) for name, entry in files.items())
+    )
+
+
+def _is_inside(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return bool(parts) and "/".join(parts) == name and not {"/", "..", "."} & set(parts) and "\0" not in name
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or type(entry.get("bytes")) is not int or entry["bytes"] < 0:
+        return False
+    digests = [value for name, value in entry.items() if name in ("sha256", "tree_sha256")]
+    return len(digests) == 1 and isinstance(digests[0], str) and _SHA256.fullmatch(digests[0]) is not None
 
 
 def find_damage(directory: Path, *, content: bool = True) -> str | None:
@@ -182,33 +242,81 @@ def find_damage(directory: Path, *, content: bool = True) -> str | None:
 
     Args:
         directory: the checkpoint.
-        content: also hash every file; otherwise names and sizes alone.
+        content: also hash every file; otherwise names, kinds and sizes alone.
     """
+    directory = Path(directory)
     try:
         manifest = read_manifest(directory)
+        stranger = next(_strangers(directory, manifest), None)
     except (UserError, OSError) as error:
         return str(error)
-    files = manifest["files"]
-    for name in files:
+    named = parse_step(directory.name)
+    if named is not None and named[0] != manifest["step"]:
+        return f"{directory}: its manifest is of step {manifest['step']}; the directory was renamed, use an older one"
+    for name in manifest["files"]:
         damage = find_file_damage(directory, manifest, name, content=content)
         if damage is not None:
             return damage
-    present = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
-    extra = sorted(present - set(files) - {MANIFEST_FILE})
-    return f"{directory / extra[0]}: not listed in {MANIFEST_FILE}; remove it" if extra else None
+    if stranger is not None:
+        return f"{stranger}: not listed in {MANIFEST_FILE}; remove it"
+    return find_table_damage(directory, manifest) if content else None
 
 
-def find_file_damage(directory: Path, manifest: dict[str, Any], name: str, *, content: bool = True) -> str | None:
-    """One line about what is wrong with one listed file, or None."""
+def find_table_damage(directory: Path, manifest: Mapping[str, Any]) -> str | None:
+    """One line about where the table of tensors and the headers of their files disagree, or None; reads no tensor."""
+    try:
+        read_index(directory, manifest).check_all()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def read_index(directory: Path, manifest: Mapping[str, Any], *, verify: bool = True) -> Index:
+    """The table of tensors; UserError if it is damaged."""
+    content = read_listed(directory, manifest, INDEX_FILE, verify=verify)
+    return Index(directory / INDEX_FILE, content, manifest["files"])
+
+
+def _strangers(directory: Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
+    """Files, links and folders that the manifest knows nothing of."""
+    files = {MANIFEST_FILE, *manifest["files"]}
+    folders = {str(folder) for name in files for folder in PurePosixPath(name).parents}
+    pending = [directory]
+    while pending:
+        for path in sorted(pending.pop().iterdir()):
+            name = path.relative_to(directory).as_posix()
+            if path.is_dir() and not path.is_symlink() and name in folders:
+                pending.append(path)
+            elif name not in files:
+                yield path
+
+
+def find_file_damage(directory: Path, manifest: Mapping[str, Any], name: str, *, content: bool = True) -> str | None:
+    """One line about what is wrong with one listed file, or None.
+
+    Args:
+        directory: the checkpoint.
+        manifest: its manifest.
+        name: one of its files.
+        content: hash it; otherwise its kind and size alone.
+    """
     path, entry = directory / name, manifest["files"][name]
     try:
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            return (
-                f"{path}: {size} bytes, the manifest says {entry['bytes']}; the checkpoint is damaged, use an older one"
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise damaged(path, "not a file")
+        if status.st_size != entry["bytes"]:
+            raise damaged(path, _other_size(status.st_size, entry))
+        if content:
+            is_same = (
+                TensorFile(path).digests().tree == entry["tree_sha256"]
+                if "tree_sha256" in entry
+                else hash_file(path).sha256 == entry["sha256"]
             )
-        if content and hash_file(path).sha256 != entry["sha256"]:
-            return f"{path}: bytes do not match the manifest's SHA-256; the checkpoint is damaged, use an older one"
+            if not is_same:
+                raise damaged(path, "bytes do not match the manifest's SHA-256")
+    except UserError as error:
+        return str(error)
     except OSError as error:
-        return f"{path}: {error.strerror or error}; the checkpoint is damaged, use an older one"
+        return str(damaged(path, error.strerror or str(error)))
     return None

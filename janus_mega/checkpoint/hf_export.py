@@ -15,9 +15,10 @@ from data_pipeline.errors import UserError
 from data_pipeline.text import special
 from janus_mega.checkpoint import hf_config
 from janus_mega.checkpoint.disk import DISK
-from janus_mega.checkpoint.format import dump_json, write_bytes, write_safetensors
+from janus_mega.checkpoint.format import dump_json, write_bytes
 from janus_mega.checkpoint.hf_model import check_shapes, expected_shapes, hf_model_config, hf_weights
 from janus_mega.checkpoint.hf_tokenizer import tokenizer_config, tokenizer_json
+from janus_mega.checkpoint.tensor_file import write_safetensors
 from janus_mega.checkpoint.trained import TrainedModel, open_trained
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -8,10 +8,11 @@ The newest checkpoint is found by scanning for directories whose manifests verif
 be one more thing that can be torn, stale or lost.
 """
 
+import dataclasses
 import errno
+import hashlib
 import json
 import logging
-import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -25,24 +26,25 @@ from janus_mega.checkpoint.claim import Claim, Superseded, unclaimed
 from janus_mega.checkpoint.disk import DISK, Disk
 from janus_mega.checkpoint.format import (
     CONFIG_FILE,
-    DTYPE_NAMES,
     INDEX_FILE,
     STATE_FILE,
     FileEntry,
     copy_file,
     dump_json,
     find_damage,
+    parse_step,
     rank_file,
+    refuse_unknown_schema,
     write_bytes,
     write_manifest,
-    write_safetensors,
 )
 from janus_mega.checkpoint.reader import RNG_PREFIX, open_checkpoint
+from janus_mega.checkpoint.staging import Snapshot
 from janus_mega.checkpoint.state import TrainState
+from janus_mega.checkpoint.tensor_file import DTYPE_NAMES, write_safetensors
 from janus_mega.parallel.slices import Box, Slice, check_coverage
 
 _log = logging.getLogger(__name__)
-_STEP_DIR = re.compile(r"step-(\d{8,})(?:-(\d+))?")
 
 
 def _alone(ok: bool) -> bool:
@@ -92,7 +94,7 @@ def save_checkpoint(
         state: where the run stands; `rng` is this rank's, the rest is taken from rank 0.
         ranks: who saves.
         extra_files: further files by relative name (tokenizers, ...), content or a path to copy; rank 0's are taken.
-        about: JSON values for the manifest, such as layout and commit; rank 0's are taken.
+        about: JSON values for the manifest beside what it always tells: layout, commit, ...; rank 0's are taken.
         disk: where it happens.
 
     Raises:
@@ -103,10 +105,11 @@ def save_checkpoint(
     mine = place if isinstance(place, Claim) else unclaimed(place)
     aside = mine.directory / f"step-{state.step:08d}"
     is_first = ranks.rank == 0
+    facts = {**(about or {}), "attempt": mine.number, "step": state.step, "world_size": ranks.world_size}
     phases = (
         lambda: _open_aside(mine, aside, disk) if is_first else None,
         lambda: _write_rank(aside, slices, state, ranks.rank, disk),
-        lambda: _join(aside, state, ranks.world_size, extra_files or {}, disk) if is_first else None,
+        lambda: _join(aside, state, facts, extra_files or {}, disk) if is_first else None,
         lambda: _publish(mine, aside, state.step, disk) if is_first else None,
     )
     for phase in phases:
@@ -153,33 +156,55 @@ def _write_rank(aside: Path, slices: Iterable[Slice], state: TrainState, rank: i
     keys = [f"{piece.name}@{','.join(map(str, piece.offset))}" for piece in pieces]
     tensors = [(key, piece.tensor) for key, piece in zip(keys, pieces, strict=True)]
     metadata = {"rank": str(rank), "step": str(state.step)}
-    entry = write_safetensors(aside / rank_file(rank), tensors, metadata, disk)
+    numbers = {key: number for number, key in enumerate(keys)}
+    written = (lambda key: slices.written(numbers[key])) if isinstance(slices, Snapshot) else None
+    digests = write_safetensors(aside / rank_file(rank), tensors, metadata, disk, written)
+    entry = FileEntry(rank_file(rank), digests.num_bytes, digests.tree, is_tree=True)
     rows = [
-        [piece.name, DTYPE_NAMES[piece.tensor.dtype], piece.global_shape, key, piece.offset, tuple(piece.tensor.shape)]
+        {
+            "name": piece.name,
+            "dtype": DTYPE_NAMES[piece.tensor.dtype],
+            "global_shape": piece.global_shape,
+            "key": key,
+            "offset": piece.offset,
+            "shape": tuple(piece.tensor.shape),
+            "sha256": digests.tensors[key].hex(),
+        }
         for key, piece in zip(keys, pieces, strict=True)
     ]
-    write_bytes(aside / _note(rank), dump_json({"file": asdict(entry), "pieces": rows}), disk=disk)
+    note = dump_json({"file": asdict(entry), "pieces": rows})
+    with disk.create(aside / _note(rank)) as file:  # rank 0 reads it in a moment; it need not outlive the machine
+        disk.write(file, note)
+    disk.sync_directory(aside)
 
 
 def _note(rank: int) -> str:
     return f".note-{rank:05d}.json"
 
 
-def _join(aside: Path, state: TrainState, world_size: int, extra_files: Mapping[str, bytes | Path], disk: Disk) -> None:
+def _join(
+    aside: Path,
+    state: TrainState,
+    facts: Mapping[str, Any],
+    extra_files: Mapping[str, bytes | Path],
+    disk: Disk,
+) -> None:
     """Joins the ranks' notes into index and manifest."""
+    world_size = facts["world_size"]
     notes = [json.loads((aside / _note(rank)).read_bytes()) for rank in range(world_size)]
     index = _build_index(notes)
     entries = [FileEntry(**note["file"]) for note in notes]
-    fields = asdict(state)
-    config_text = fields.pop("config_text")
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    config = fields.pop("config_text").encode()
     del fields["rng"]
     entries.append(write_bytes(aside / INDEX_FILE, dump_json(index), disk=disk))
     entries.append(write_bytes(aside / STATE_FILE, dump_json(fields), disk=disk))
-    entries.append(write_bytes(aside / CONFIG_FILE, config_text.encode(), disk=disk))
+    entries.append(write_bytes(aside / CONFIG_FILE, config, disk=disk))
     entries += [_write_extra(aside, name, content, disk) for name, content in extra_files.items()]
     for rank in range(world_size):
         disk.remove_file(aside / _note(rank))
-    write_manifest(aside, state.step, world_size, entries, disk)
+    digests = {"config_sha256": hashlib.sha256(config).hexdigest(), "plan_digest": state.plan_digest}
+    write_manifest(aside, {**facts, **digests}, entries, disk)
     disk.sync_directory(aside)
 
 
@@ -206,13 +231,12 @@ def _build_index(notes: list[dict[str, Any]]) -> dict[str, Any]:
     """The table of all tensors from the ranks' notes; raises ValueError unless each is covered exactly once."""
     index: dict[str, Any] = {}
     for note in notes:
-        for name, dtype, global_shape, key, offset, shape in note["pieces"]:
-            entry = index.setdefault(name, {"shape": global_shape, "dtype": dtype, "pieces": []})
-            if entry["shape"] != global_shape or entry["dtype"] != dtype:
-                raise ValueError(
-                    f"{name}: ranks disagree, {entry['dtype']} {entry['shape']} and {dtype} {global_shape}"
-                )
-            entry["pieces"].append({"file": note["file"]["name"], "key": key, "offset": offset, "shape": shape})
+        for row in note["pieces"]:
+            name, dtype, shape = row.pop("name"), row.pop("dtype"), row.pop("global_shape")
+            entry = index.setdefault(name, {"shape": shape, "dtype": dtype, "pieces": []})
+            if entry["shape"] != shape or entry["dtype"] != dtype:
+                raise ValueError(f"{name}: ranks disagree, {entry['dtype']} {entry['shape']} and {dtype} {shape}")
+            entry["pieces"].append({**row, "file": note["file"]["name"]})
     for name, entry in index.items():
         boxes = [Box(tuple(piece["offset"]), tuple(piece["shape"])) for piece in entry["pieces"]]
         check_coverage(name, entry["shape"], boxes)
@@ -238,9 +262,9 @@ def list_checkpoints(root: Path) -> list[Found]:
     found = []
     if Path(root).is_dir():
         for path in Path(root).iterdir():
-            match = _STEP_DIR.fullmatch(path.name)
-            if match:
-                found.append(Found(path, int(match[1]), int(match[2] or 0)))
+            parsed = parse_step(path.name)
+            if parsed is not None:
+                found.append(Found(path, *parsed))
     return sorted(found, key=lambda entry: (entry.step, entry.repeat))
 
 
@@ -254,21 +278,22 @@ def find_latest(root: Path, accept: Callable[[int], bool] = lambda step: True) -
     Args:
         root: directory of all checkpoints of a run.
         accept: which steps will do; the others are passed over in silence.
+
+    Raises:
+        UnknownSchema: another version wrote the newest; what it saved is not given up in silence.
     """
     for entry in reversed([entry for entry in list_checkpoints(root) if accept(entry.step)]):
         damage = find_step_damage(entry, content=True)
         if damage is None:
             return entry.path
+        refuse_unknown_schema(entry.path)
         _log.warning("passing over a damaged checkpoint: %s", damage)
     return None
 
 
 def find_step_damage(entry: Found, *, content: bool) -> str | None:
-    """`format.find_damage`, and whether the directory bears the name of its own step."""
-    damage = find_damage(entry.path, content=content)
-    if damage is None and open_checkpoint(entry.path, verify=False).step != entry.step:
-        return f"{entry.path}: its manifest is of another step; the directory was renamed, use an older one"
-    return damage
+    """`format.find_damage` of a listed checkpoint."""
+    return find_damage(entry.path, content=content)
 
 
 def load_state(directory: Path, rank: int = 0) -> TrainState:

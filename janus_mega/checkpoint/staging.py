@@ -19,6 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from janus_mega.checkpoint.tensor_file import file_rank
 from janus_mega.parallel.slices import Slice
 
 _log = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ def failed(error: Exception) -> Snapshot:
 
 def in_file_order(slices: Iterable[Slice]) -> list[Slice]:
     """Slices in the order in which a tensor file holds them."""
-    return sorted(slices, key=lambda piece: -piece.tensor.element_size())
+    return sorted(slices, key=lambda piece: file_rank(piece.tensor))
 
 
 def _room_of(piece: Slice) -> int:

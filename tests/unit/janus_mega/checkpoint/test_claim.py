@@ -81,7 +81,8 @@ def test_a_fenced_attempt_publishes_and_removes_nothing_wherever_it_stands(tmp_p
 def test_attempts_that_race_leave_one_winner(tmp_path: Path) -> None:
     chooser = random.Random(0)
     for trial in range(50):
-        root, winners = tmp_path / str(trial), []
+        root = tmp_path / str(trial)
+        winners: list[Claim] = []
         given = [chooser.choice([None, 1, 2]) for _ in range(3)]
 
         def run(number: int | None, root: Path = root, winners: list[Claim] = winners) -> None:

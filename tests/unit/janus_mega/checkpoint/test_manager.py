@@ -3,8 +3,6 @@
 import pickle
 import random
 import shutil
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,11 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from data_pipeline.errors import UserError
-from janus_mega.checkpoint import format as checkpoint_format
 from janus_mega.checkpoint.claim import claim
-from janus_mega.checkpoint.format import find_damage, rank_file, write_safetensors
+from janus_mega.checkpoint.format import find_damage, rank_file
 from janus_mega.checkpoint.manager import (
-    Ranks,
     find_latest,
     list_checkpoints,
     load_state,
@@ -26,76 +22,9 @@ from janus_mega.checkpoint.manager import (
 )
 from janus_mega.checkpoint.reader import open_checkpoint
 from janus_mega.checkpoint.retention import apply_retention
-from janus_mega.checkpoint.state import TrainState
+from janus_mega.checkpoint.tensor_file import DTYPE_NAMES, TensorFile, write_safetensors
 from janus_mega.parallel.slices import Box, Slice
-
-TENSORS = {
-    "decoder.layers.0.mlp.linear_fc2.weight": torch.arange(24.0).reshape(6, 4),
-    "decoder.final_layernorm.weight": torch.linspace(0, 1, 4),
-    "optimizer.exp_avg/decoder.final_layernorm.weight": torch.linspace(1, 2, 4).double(),
-    "optimizer.step": torch.tensor(7),
-}
-
-
-def state(step: int, **changes: object) -> TrainState:
-    fields = {"step": step, "consumed_rows": 8 * step, "plan_digest": "ab12", "config_text": "name: x\n"}
-    return TrainState(**{**fields, **changes})  # type: ignore[arg-type]
-
-
-def rows_of(rank: int, world_size: int) -> list[Slice]:
-    """The tensors cut by rows over ranks; what has no row to give stays on rank 0."""
-    pieces = []
-    for name, tensor in TENSORS.items():
-        if tensor.ndim == 0:
-            pieces += [Slice(name, (), (), tensor)] if rank == 0 else []
-            continue
-        size = -(-tensor.shape[0] // world_size)
-        part = tensor[rank * size : (rank + 1) * size]
-        if len(part):
-            offset = (rank * size,) + (0,) * (tensor.ndim - 1)
-            pieces.append(Slice(name, tuple(tensor.shape), offset, part))
-    return pieces
-
-
-def agreement(world_size: int) -> Callable[[bool], bool]:
-    """What the gloo reduction of a real run answers, among threads."""
-    barrier, answers = threading.Barrier(world_size), []
-
-    def agree(ok: bool) -> bool:
-        answers.append(ok)
-        barrier.wait(timeout=20)
-        all_ok = all(answers)
-        if barrier.wait(timeout=20) == 0:
-            answers.clear()
-        barrier.wait(timeout=20)
-        return all_ok
-
-    return agree
-
-
-def save_on_threads(root: Path, world_size: int, slices: Callable[[int], list[Slice]], step: int = 3) -> list[object]:
-    """What save_checkpoint returned or raised on each of `world_size` ranks."""
-    agree = agreement(world_size)
-    results: list[object] = [None] * world_size
-
-    def run(rank: int) -> None:
-        try:
-            results[rank] = save_checkpoint(
-                root,
-                slices(rank),
-                state(step, rng={"torch": torch.full((4,), rank, dtype=torch.uint8)}),
-                ranks=Ranks(rank, world_size, agree),
-                extra_files={"text_tokenizer.model": b"pieces"},
-            )
-        except Exception as error:
-            results[rank] = error
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world_size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
+from tests.support.checkpoints import TENSORS, rows_of, save_on_threads, state
 
 
 @pytest.fixture
@@ -109,15 +38,17 @@ def no_unpickling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_our_safetensors_are_what_the_library_reads(tmp_path: Path) -> None:
-    dtypes = checkpoint_format.DTYPE_NAMES
-    tensors = [(f"t{i}", torch.arange(5).to(dtype)) for i, dtype in enumerate(dtypes)]
+    tensors = [(f"t{i}", torch.arange(5).to(dtype)) for i, dtype in enumerate(DTYPE_NAMES)]
     tensors += [("empty", torch.empty(0, 3)), ("scalar", torch.tensor(1.5)), ("strided", torch.ones(3, 4)[:, ::2])]
-    entry = write_safetensors(tmp_path / "a.safetensors", tensors, {"step": "1"})
-    assert entry == checkpoint_format.hash_file(tmp_path / "a.safetensors")
+    digests = write_safetensors(tmp_path / "a.safetensors", tensors, {"step": "1"})
+    file = TensorFile(tmp_path / "a.safetensors")
+    assert digests == file.digests() and file.head == digests.head
     loaded = load_file(tmp_path / "a.safetensors")
     assert loaded.keys() == dict(tensors).keys()
     for name, tensor in tensors:
         assert loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor)
+        ours = file.read(name, digests.tensors[name])
+        assert ours.dtype == tensor.dtype and ours.shape == tensor.shape and torch.equal(ours, tensor)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -138,7 +69,7 @@ def test_every_layout_reads_the_same_tensors(tmp_path: Path, world_size: int, no
     assert loaded.config_text == "name: x\n"
     assert loaded.rng["torch"].tolist() == [world_size - 1] * 4
     assert load_state(directory, rank=world_size).rng == {}
-    assert reader.read_bytes("text_tokenizer.model") == b"pieces"
+    assert reader.read_bytes("text_tokenizer/tokenizer.model") == b"pieces"
 
 
 def test_missing_and_doubled_pieces_publish_nothing(tmp_path: Path) -> None:
