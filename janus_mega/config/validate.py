@@ -151,6 +151,8 @@ def parallel_rules(parallel: ParallelConfig, world_size: int) -> Iterator[str]:
         )
     if parallel.sequence_parallel and parallel.tp_size == 1:
         yield "parallel.sequence_parallel needs parallel.tp_size > 1; set it to false or raise tp_size"
+    if parallel.split_encoder and parallel.tp_size == 1:
+        yield "parallel.split_encoder deals images over tp ranks and needs parallel.tp_size > 1; set it to false"
     if parallel.torch_threads < 0:
         yield f"parallel.torch_threads {parallel.torch_threads} must be 0 (torch's default) or more"
 

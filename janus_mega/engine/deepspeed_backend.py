@@ -41,7 +41,7 @@ class DeepSpeedEngine(ScheduledEngine):
         self.settings = settings
         self._scale_losses = scale_losses
         for chunk in chunks:
-            sum_replicated_gradients(chunk, groups, settings.parallel.sequence_parallel)
+            sum_replicated_gradients(chunk, groups, settings.parallel)
         anchored = AnchoredChunks(chunks, param_groups, groups.device, chunks[0].config.params_dtype)
         num_trained = sum(parameter.numel() for group in param_groups for parameter in group.parameters)
         self._engine, self.optimizer, _, _ = deepspeed.initialize(

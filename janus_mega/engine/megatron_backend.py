@@ -42,7 +42,7 @@ class MegatronEngine(ScheduledEngine):
         self.settings = settings
         self._scale_losses = scale_losses
         for chunk in chunks:
-            sum_replicated_gradients(chunk, groups, settings.parallel.sequence_parallel)
+            sum_replicated_gradients(chunk, groups, settings.parallel)
         with self._platform():
             reduction = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
             self._ddp = [

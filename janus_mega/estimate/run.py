@@ -145,6 +145,7 @@ def layouts(config: RunConfig, num_gpus: int) -> Iterator[RunConfig]:
                             virtual_pp_size=virtual,
                             pipeline_layers=[],
                             sequence_parallel=tp_size > 1,
+                            split_encoder=config.parallel.split_encoder and tp_size > 1,
                             backend=config.parallel.backend if zero_stage == 1 else Backend.deepspeed,
                             zero_stage=zero_stage,
                             recompute=recompute,

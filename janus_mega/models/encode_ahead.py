@@ -9,8 +9,9 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
-from janus_mega.config.schema import ParallelConfig
+from janus_mega.config.schema import Module, ParallelConfig
 from janus_mega.models.janus import JanusChunk
 from janus_mega.models.placement import PlacedBatch
 from janus_mega.models.vision.siglip import normalize_pixels
@@ -24,14 +25,19 @@ def encode_ahead(chunk: JanusChunk, batches: Sequence[PlacedBatch], images_at_a_
         chunk: the pipeline's first, with a frozen encoder; another is handed its batches back.
         batches: all micro-batches of a step.
         images_at_a_time: images per call of the encoder, at most.
+
+    Collective over: tp, where images are dealt over it.
     """
     if not chunk.place.is_first:
         return list(batches)
     encoder, dtype = chunk.understanding_encoder, chunk.config.params_dtype
     pixels = torch.cat([batch.pixel_values for batch in batches])
-    parts = [encoder(normalize_pixels(part, dtype)) for part in pixels.split(images_at_a_time) if part.shape[0]]
+
+    def encode(images: Tensor) -> Tensor:
+        return torch.cat([encoder(normalize_pixels(part, dtype)) for part in images.split(images_at_a_time)])
+
     dummy = torch.zeros(1, encoder.num_tokens, encoder.hidden_size, dtype=dtype, device=pixels.device)
-    features = torch.cat(parts) if parts else dummy[:0]
+    features = chunk.dealt(Module.understanding_encoder, encode, pixels) if pixels.shape[0] else dummy[:0]
     shares = features.split([batch.pixel_values.shape[0] for batch in batches])
     return [
         replace(batch, understanding_features=share if share.shape[0] else dummy)

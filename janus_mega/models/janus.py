@@ -8,7 +8,7 @@ Which modules a micro-batch calls, and on what where it lacks a pathway or a tas
 Shapes: `s` seq_len, `b` rows, `h` hidden_size.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from megatron.core.enums import ModelType
@@ -25,6 +25,7 @@ from janus_mega.config import derive
 from janus_mega.config.schema import LossConfig, ModelConfig, Module, ParallelConfig
 from janus_mega.models.adaptors import Adaptor
 from janus_mega.models.backbone import build_decoder, rotary_angles, transformer_config
+from janus_mega.models.dealt import dealt_over_tp
 from janus_mega.models.heads import ImageHead, VocabParallelHead
 from janus_mega.models.pathways import HEADS, WAYS_IN, WayIn, place_in, walk_in
 from janus_mega.models.placement import PlacedBatch
@@ -62,6 +63,8 @@ class JanusChunk(nn.Module):
             inner_size = model.image_head_hidden_size or hidden_size
             self.image_head = ImageHead(config, inner_size, codes.codebook_size, loss)
         self._trainable: frozenset[Module] = frozenset(Module)
+        self.layout: Layout | None = None
+        """Where this rank is, if its tp ranks share out the images of the understanding encoder."""
 
     def train_only(self, modules: Collection[Module]) -> None:
         """Freezes everything but `modules`; frozen modules get no gradient and, where possible, no graph."""
@@ -105,6 +108,16 @@ class JanusChunk(nn.Module):
     def _walk_in(self, way: WayIn, batch: PlacedBatch) -> Tensor | None:
         return walk_in(way, self, batch, self.model, self._trainable)
 
+    def call(self, module: Module, values: Tensor) -> Tensor:
+        """A module's work on items [n, ...]. Collective over: tp, for the encoder where its images are dealt."""
+        return self.dealt(module, self.get_submodule(module.value), values)
+
+    def dealt(self, module: Module, work: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+        """`work(values)`, dealt over tp if that is how this module works."""
+        if self.layout is None or module is not Module.understanding_encoder:
+            return work(values)
+        return dealt_over_tp(work, values, self.layout.tp_size, self.layout.tp_rank)
+
     def task_losses(self, hidden: Tensor, batch: PlacedBatch) -> list[Tensor]:
         """fp32 [] each: sums of cross entropies (and z-losses) per task, from the last chunk's hidden states.
 
@@ -130,7 +143,10 @@ def build_chunks(model: ModelConfig, parallel: ParallelConfig, loss: LossConfig,
     config = transformer_config(model.backbone, parallel, layer_counts)
     places = chunk_places(layer_counts, layout.pp_size, layout.pp_rank)
     with torch.device("meta"):
-        return [
+        chunks = [
             JanusChunk(model, config, place, number, loss).to(config.params_dtype)
             for number, place in enumerate(places)
         ]
+    if parallel.split_encoder:
+        chunks[0].layout = layout
+    return chunks

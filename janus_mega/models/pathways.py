@@ -75,7 +75,7 @@ def walk_in(
 
     Args:
         way: of WAYS_IN.
-        chunk: holds the modules.
+        chunk: holds the modules, and calls them by name.
         batch: may have no items; one dummy item is used then, or nothing where no module of the way trains.
         model: sizes.
         trainable: modules that get a gradient; what comes before the first of them is computed without a graph.
@@ -96,7 +96,7 @@ def walk_in(
         if number == 0 and encoded is not None:
             continue
         with torch.set_grad_enabled(torch.is_grad_enabled() and needs_graph):
-            values = chunk.get_submodule(module.value)(values)
+            values = chunk.call(module, values)
     return values.flatten(0, -2)
 
 

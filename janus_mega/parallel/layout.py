@@ -54,6 +54,12 @@ def make_layout(world_size: int, rank: int, tp_size: int, pp_size: int) -> Layou
     return Layout(world_size, tp_size, pp_size, rank)
 
 
+def share_of(num_items: int, num_ranks: int, rank: int) -> tuple[range, int]:
+    """Which of some items are a rank's, in equal shares while they last, and the size of a full share."""
+    size = -(-num_items // num_ranks)
+    return range(min(rank * size, num_items), min((rank + 1) * size, num_items)), size
+
+
 @dataclass(frozen=True, slots=True)
 class ChunkPlace:
     """Where a chunk stands in the pipeline: which layers it holds, and whether it embeds or scores."""

@@ -82,7 +82,7 @@ def build_and_fill(tp_size: int, pp_size: int) -> dict[str, list]:
         for piece in slices_of_local(shard.name, shard.global_shape, shard.regions, shard.parameter)
     ]
     table = [(shard.name, list(shard.global_shape), list(shard.parameter.shape), shard.is_cut) for shard in shards]
-    summed = sum_replicated_gradients(chunk, groups, sequence_parallel=True)
+    summed = sum_replicated_gradients(chunk, groups, fp32(2, sequence_parallel=True))
     return {
         "pieces": pieces,
         "table": table,

@@ -100,7 +100,7 @@ def with_deepspeed_config(change: Callable[[dict[str, Any]], Any]) -> Callable[[
     return patch
 
 
-EVERY_RULE = fp32(2, sequence_parallel=True, split_encoder=True)
+EVERY_RULE = fp32(2, sequence_parallel=True, split_encoder=True, micro_batch_size=2)  # an image for either rank
 
 
 def test_replicated_gradients_are_summed_over_tp(run: Runner, measure: Measure) -> None:
