@@ -165,8 +165,8 @@ class ScheduledEngine(ABC):
         total = torch.zeros(num_tasks + 1, dtype=torch.float64, device=self.groups.device)
         if sums is not None:
             total[:num_tasks] += sums.double()
-        if stop.signal:
-            total[num_tasks] = 1
+        if stop.told:
+            total[num_tasks] = stop.told
         dist.all_reduce(total)
         read = torch.cat([total, scales.double(), global_counts.double()]).cpu()
         stop.hear(float(read[num_tasks]))

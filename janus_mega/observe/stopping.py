@@ -2,14 +2,17 @@
 
 The flag is written by the thread that takes signals and read by the thread that trains. Ranks agree through a number in
 an all-reduce that every step makes anyway, so a rank learns of a signal that only another one received, and all of them
-stop at the same step.
+stop at the same step. In the same way they learn, at one step, that a newer attempt has taken the run over.
 """
+
+_TAKEN_OVER = 2.0**30
+"""What a rank adds for that; more than there are ranks."""
 
 
 class StopFlag:
     """One per rank and run."""
 
-    __slots__ = ("agreed", "signal")
+    __slots__ = ("agreed", "signal", "superseded", "taken_over")
 
     def __init__(self) -> None:
         self.signal = 0
@@ -17,12 +20,23 @@ class StopFlag:
         self.agreed = False
         """Whether all ranks know that some rank was asked; becomes true within the same collective on all of them."""
 
+        self.superseded = False
+        """Whether this rank has found that a newer attempt has taken the run over."""
+        self.taken_over = False
+        """Whether all ranks know that some rank has found so; becomes true as `agreed` does."""
+
+    @property
+    def told(self) -> float:
+        """What this rank adds to the number that ranks agree through."""
+        return float(self.signal != 0) + _TAKEN_OVER * self.superseded
+
     @property
     def asked(self) -> bool:
         """Whether this rank knows of a wish to stop."""
         return self.agreed or self.signal != 0
 
-    def hear(self, num_asked: float) -> None:
-        """Takes how many ranks were asked, as all of them have just read it."""
-        if num_asked > 0:
-            self.agreed = True
+    def hear(self, told: float) -> None:
+        """Takes what all ranks have told, as all of them have just read it."""
+        num_superseded, num_asked = divmod(told, _TAKEN_OVER)
+        self.agreed = self.agreed or num_asked > 0
+        self.taken_over = self.taken_over or num_superseded > 0

@@ -98,7 +98,7 @@ def _train(workload: Workload, recipe: Recipe, live: LiveState, health: Health, 
         ) as sinks,
         Progress(recipe.name, recipe.last_step - first_step, enabled=is_writer) as progress,
         memory_snapshot_on_failure(recipe.run_dir, groups.layout.rank, history=recipe.logging.memory_history),
-        Saver(workload, recipe, live, entry.place, start.pulse) as saver,
+        Saver(workload, recipe, live, entry.place, start) as saver,
     ):
         if start.faults is not None:
             saver.disk = start.faults.disk()

@@ -16,20 +16,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-import torch.distributed as dist
-
-from janus_mega.checkpoint.claim import Claim, Superseded, claim
+from janus_mega.checkpoint.claim import Claim, Superseded
 from janus_mega.checkpoint.disk import DISK, Disk
+from janus_mega.checkpoint.finding import note_published
 from janus_mega.checkpoint.manager import Ranks, find_latest, save_checkpoint
 from janus_mega.checkpoint.reader import open_checkpoint
 from janus_mega.checkpoint.retention import apply_retention
 from janus_mega.checkpoint.staging import GIB, Snapshot, Staging, failed, live
 from janus_mega.checkpoint.state import TrainState
-from janus_mega.observe.pulse import Pulse
-from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.train.exits import DEFECT, RunEnded
 from janus_mega.train.restoring import LiveState
+from janus_mega.train.starting import Start
 from janus_mega.train.workload import Recipe, Workload
 from janus_mega.train.writer import Outcome, TellingDisk, Verdict, Writer
 
@@ -51,17 +48,20 @@ class Saver:
     """Writes checkpoints of one engine; a context manager around training."""
 
     def __init__(
-        self, workload: Workload, recipe: Recipe, live_state: LiveState, place: Claim | Path, pulse: Pulse | None = None
+        self, workload: Workload, recipe: Recipe, live_state: LiveState, place: Claim | Path, start: Start | None = None
     ) -> None:
-        """`place` is where the run's checkpoints go; `pulse` is told that somebody waits, not hangs."""
-        groups = live_state.engine.groups
+        """`place` is where the run's checkpoints go; `start` is told that somebody waits and does not hang, and that
+        the run was taken over."""
+        start, groups = start or Start(), live_state.engine.groups
         self._workload = workload
         self._recipe = recipe
         self._live = live_state
         self._place = place
         self.disk: Disk = DISK
         """What is written through."""
-        self._writer = Writer(groups.saving, (pulse or Pulse()).tick)
+        self._stop = start.stop
+        self._commit = start.attempt.commit
+        self._writer = Writer(groups.saving, start.pulse.tick)
         self._staging = Staging(int(recipe.checkpoint.staging_gib * GIB))
         self._is_prepared = not (recipe.checkpoint.asynchronous and recipe.checkpoint.save_every)
         self._ranks = Ranks(groups.layout.rank, groups.layout.world_size, self._writer.agree)
@@ -121,14 +121,20 @@ class Saver:
             Superseded: a newer attempt has taken the checkpoints over. Collective over: saving.
         """
         self._hear(self._writer.take(wait=True))
+        self._end_if_superseded()
 
     def look(self) -> None:
         """At a step border: hears of a save that has ended meanwhile, and makes room for the first copy.
 
+        Ranks hear of an end at different borders, so that one was superseded is told with the losses of the next step,
+        and all end at the border after it.
+
         Raises:
             Superseded: a newer attempt has taken the checkpoints over.
         """
-        self._hear(self._writer.take(wait=False))
+        self._hear(self._writer.take(wait=self._stop.taken_over))
+        if self._stop.taken_over:
+            self._end_if_superseded()
         if not self._is_prepared:
             self._is_prepared = True
             self._staging.prepare(self._live.slices())
@@ -189,19 +195,20 @@ class Saver:
             finally:
                 snapshot.free.set()
             if self._ranks.rank == 0 and place is self._place:
-                self._prune(saved, disk)
+                self._clean_up(saved, disk)
             return saved
 
         self._writer.begin(state.step, job)
 
-    def _prune(self, saved: Path, disk: Disk) -> None:
+    def _clean_up(self, saved: Path, disk: Disk) -> None:
         checkpoint = self._recipe.checkpoint
         try:
+            note_published(saved.parent, disk)
             apply_retention(self._place, checkpoint.keep_last, checkpoint.keep_every, written=saved, disk=disk)
         except Superseded:
             raise
         except Exception as error:
-            _log.warning("%s is saved, but older checkpoints were not removed: %s", saved.name, _in_words(error))
+            _log.warning("%s is saved, but what comes after a save was not done: %s", saved.name, _in_words(error))
 
     def _about(self) -> dict[str, Any]:
         layout, parallel = self._live.engine.groups.layout, self._recipe.parallel
@@ -214,7 +221,8 @@ class Saver:
                 "zero_stage": parallel.zero_stage,
                 "backend": parallel.backend.value,
                 "precision": parallel.precision.value,
-            }
+            },
+            "commit": self._commit,
         }
 
     def _hear(self, outcome: Outcome | None) -> None:
@@ -222,8 +230,8 @@ class Saver:
             return
         self._last = outcome
         if outcome.verdict is Verdict.superseded:
-            raise Superseded(_in_words(outcome.error)) from outcome.error
-        if outcome.path is None:
+            self._stop.superseded = True
+        elif outcome.path is None:
             self._num_failed += 1
             _log.error("the checkpoint of step %d was not saved: %s; training goes on, the newest one before it stands",
                        outcome.step, _in_words(outcome.error), exc_info=_unexpected(outcome.error))  # fmt: skip
@@ -233,27 +241,9 @@ class Saver:
             _log.info("saved %s in %.1f s", outcome.path, outcome.seconds)
         self._news["checkpoint/failed"] = self._num_failed
 
-
-def claim_checkpoints(run_dir: Path, groups: ProcessGroups) -> Claim:
-    """Takes the checkpoints of a run over from whatever attempt had them.
-
-    Raises:
-        Superseded: a newer attempt has them already. Collective over: world.
-    """
-    root = run_dir / CHECKPOINTS_DIR
-    key = torch.full((), -1, device=groups.device)
-    failure: Exception | None = None
-    if groups.layout.rank == 0:
-        try:
-            key.fill_(claim(root).key)
-        except Exception as error:  # told after the others have heard of it
-            failure = error
-    dist.broadcast(key, 0)
-    if failure is not None:
-        raise failure
-    if int(key) < 0:
-        raise OSError(f"{root}: rank 0 could not claim it; see its log")
-    return Claim.from_key(root, int(key))
+    def _end_if_superseded(self) -> None:
+        if self._last is not None and self._last.verdict is Verdict.superseded:
+            raise Superseded(_in_words(self._last.error)) from self._last.error
 
 
 def _in_words(error: BaseException | None) -> str:

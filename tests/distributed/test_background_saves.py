@@ -17,6 +17,7 @@ from janus_mega.checkpoint.staging import GIB, Snapshot, Staging, in_file_order
 from janus_mega.config.schema import HealthConfig
 from janus_mega.observe.pulse import Pulse
 from janus_mega.train.saving import CHECKPOINTS_DIR, SaveFailed
+from janus_mega.train.starting import Start
 from janus_mega.train.watch import Watch
 from tests.support.held import (
     FullDisk,
@@ -201,10 +202,10 @@ def test_the_last_save_is_tried_again_and_its_failure_ends_the_run(run_dir: Path
         assert "No space left" in found[1][0]
 
 
-def be_superseded(run_dir: Path) -> list[str]:
-    """Another attempt claims the folder while a save is under way."""
-    disk, root, told = ShutDisk(), run_dir / CHECKPOINTS_DIR, []
-    with held_saver(run_dir, disk, keep_last=3) as (state, saver):
+def be_superseded(run_dir: Path) -> list[Any]:
+    """Another attempt claims the folder while a save is under way; the last rank hears of its end a border later."""
+    disk, root, start, told = ShutDisk(), run_dir / CHECKPOINTS_DIR, Start(), []
+    with held_saver(run_dir, disk, start, keep_last=3) as (state, saver):
         state.train(1)
         saver.save(1)
         torch.distributed.barrier()
@@ -213,18 +214,29 @@ def be_superseded(run_dir: Path) -> list[str]:
             claim(root)
         torch.distributed.barrier()
         disk.gate.set()
-        for attempt in (saver.settle, lambda: saver.finish(1)):
+        saver._writer.let_go(20.0)
+        for border in (1, 2, 3):
             try:
-                attempt()
+                if border > 1 or this_rank() == 0:
+                    saver.look()
             except Superseded as error:
-                told.append(str(error))
-    return [*told, *sorted(path.name for path in root.glob("step-*"))]
+                told.append([border, str(error)])
+                break
+            number = torch.tensor(start.stop.told, dtype=torch.float64)
+            torch.distributed.all_reduce(number)  # as a step does with its losses
+            start.stop.hear(float(number))
+        try:
+            saver.finish(1)
+        except Superseded as error:
+            told.append(["end", str(error)])
+    return [told, start.stop.agreed, sorted(path.name for path in root.glob("step-*"))]
 
 
-def test_all_ranks_of_an_older_attempt_end_and_publish_nothing(run_dir: Path) -> None:
-    for told in results_of_ranks(be_superseded, 2, run_dir):
-        assert len(told) == 2
-        assert "attempt 2 has taken over" in told[0]
+def test_all_ranks_of_an_older_attempt_end_at_one_border_and_publish_nothing(run_dir: Path) -> None:
+    for told, is_stopped, published in results_of_ranks(be_superseded, 2, run_dir):
+        assert [when for when, _ in told] == [2, "end"]
+        assert (is_stopped, published) == (False, [])
+    assert "attempt 2 has taken over" in told[0][1]
 
 
 def go_back_at_once(run_dir: Path) -> list[Any]:
@@ -304,8 +316,8 @@ def wait_long(run_dir: Path, ticks: bool) -> list[str]:
     """The last save takes several times what the watchdog allows."""
     groups, pulse = groups_of_process(), Pulse()
     with (
-        Watch(pulse, HealthConfig(hang_timeout_s=0.1), run_dir, groups),
-        held_saver(run_dir, SlowDisk(0.5), pulse if ticks else None) as (state, saver),
+        Watch(pulse, HealthConfig(hang_timeout_s=0.3), run_dir, groups),
+        held_saver(run_dir, SlowDisk(0.5), Start(pulse=pulse) if ticks else None) as (state, saver),
     ):
         pulse.begin_step()
         pulse.end_step(1)

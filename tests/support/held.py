@@ -17,14 +17,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from janus_mega.checkpoint.claim import Claim, claim
 from janus_mega.checkpoint.disk import Disk
 from janus_mega.checkpoint.manager import open_checkpoint
 from janus_mega.checkpoint.state import TrainState
 from janus_mega.config.schema import CheckpointConfig
-from janus_mega.observe.pulse import Pulse
 from janus_mega.parallel.groups import ProcessGroups, build_groups
 from janus_mega.parallel.slices import Slice
-from janus_mega.train.saving import Saver, claim_checkpoints
+from janus_mega.train.entering import on_rank_0
+from janus_mega.train.saving import CHECKPOINTS_DIR, Saver
+from janus_mega.train.starting import Start
 from tests.support.tiny import fp32, tiny_recipe
 
 SHAPES = {"table": (64, 40), "vector": (96,), "steps": (8,)}
@@ -88,14 +90,16 @@ class HeldWorkload:
 
 @contextmanager
 def held_saver(
-    run_dir: Path, disk: Disk | None = None, pulse: Pulse | None = None, shapes: Any = None, **checkpoint: Any
+    run_dir: Path, disk: Disk | None = None, start: Start | None = None, shapes: Any = None, **checkpoint: Any
 ) -> Iterator[tuple[HeldState, Saver]]:
-    """State and Saver of this rank. Collective over: world."""
+    """State and Saver of this rank, which has claimed the folder. Collective over: world."""
     groups = groups_of_process()
     recipe = replace(tiny_recipe(run_dir, fp32(), 4), checkpoint=CheckpointConfig(**{"save_every": 1, **checkpoint}))
     state: Any = HeldState(groups, shapes)
     workload: Any = HeldWorkload()
-    with Saver(workload, recipe, state, claim_checkpoints(run_dir, groups), pulse) as saver:
+    root = run_dir / CHECKPOINTS_DIR
+    key = on_rank_0(groups, lambda: str(claim(root).key))
+    with Saver(workload, recipe, state, Claim.from_key(root, int(key)), start) as saver:
         if disk is not None:
             saver.disk = disk
         yield state, saver
