@@ -79,6 +79,9 @@ class StatefulEngine(Engine, Protocol):
     """An engine whose optimizer state can be told and filled, see `state`."""
 
     groups: ProcessGroups
+    before_update: Callable[[bool], None] | None
+    """Called in every step once it is judged, with whether its update is refused; weights are still those that the step
+    was computed with. May be collective, if it is so on every rank; what it raises ends the step without an update."""
 
     @property
     def chunks(self) -> Sequence[nn.Module]:
