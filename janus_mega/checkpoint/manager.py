@@ -120,7 +120,11 @@ def save_checkpoint(
             failure = error
         if not ranks.agree(failure is None):
             _give_up(mine, aside, failure, is_first, disk)
-    return _at_step(mine.root, state.step)[-1].path
+    saved = _at_step(mine.root, state.step)
+    if not saved:  # a newer attempt took over meanwhile and has gone on so far that this one is superfluous
+        mine.check()
+        raise FileNotFoundError(f"{mine.root}: the checkpoint of step {state.step} was published and is gone")
+    return saved[-1].path
 
 
 def _give_up(mine: Claim, aside: Path, failure: Exception | None, is_first: bool, disk: Disk) -> None:
@@ -248,7 +252,10 @@ def _write_extra(aside: Path, name: str, content: bytes | Path, disk: Disk) -> F
     if relative.is_absolute() or ".." in relative.parts:
         raise UserError(f"extra file {name!r}: must be a relative name inside the checkpoint")
     path = aside / relative
-    disk.make_directories(path.parent)
+    for above in reversed(relative.parents[:-1]):  # never `aside` itself: a fenced attempt's folder must not come back
+        if not (aside / above).is_dir():
+            disk.make_directory(aside / above)
+            disk.sync_directory((aside / above).parent)
     if isinstance(content, Path):
         entry = copy_file(content, path, str(relative), disk)
     else:

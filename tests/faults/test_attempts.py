@@ -1,0 +1,327 @@
+"""Two or three attempts of one run are alive at once: whatever order their operations take, the old one publishes and
+removes nothing once a newer claim has returned, and nothing that was published is lost or mixed.
+
+A thousand interleavings with JANUS_FAULTS=all, else a seeded fifth of them.
+"""
+
+import os
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from janus_mega.checkpoint import claim as claim_module
+from janus_mega.checkpoint import manager, retention
+from janus_mega.checkpoint.claim import Claim, Superseded, claim, list_claims
+from janus_mega.checkpoint.disk import Disk
+from janus_mega.checkpoint.format import read_manifest
+from janus_mega.checkpoint.manager import (
+    Ranks,
+    find_latest,
+    find_step_damage,
+    list_checkpoints,
+    load_state,
+    load_weights,
+    save_checkpoint,
+)
+from janus_mega.checkpoint.retention import apply_retention
+from janus_mega.checkpoint.state import TrainState
+from janus_mega.parallel.slices import Slice
+from tests.support.baton import Baton, Killed, TurnDisk
+
+INTERLEAVINGS = 1000
+SEEDS = range(INTERLEAVINGS) if os.environ.get("JANUS_FAULTS") == "all" else range(0, INTERLEAVINGS, 5)
+MOST_STEPS = 3
+KEEP_LAST = 2
+ELEMENTS = 6
+PATIENCE = 3000
+"""Turns that a rank waits for a peer that was killed."""
+
+
+@dataclass
+class Attempt:
+    """One start of the run, on one rank or two."""
+
+    number: int
+    num_ranks: int
+    num_steps: int
+    claimed: Claim | None = None
+    is_refused: bool = False
+    """Whether a newer attempt was there before its claim was made."""
+    start: int = 0
+    """Step of the checkpoint that it found; 0 for none."""
+    votes: list[list[bool]] = field(default_factory=list)
+    outcomes: dict[int, str] = field(default_factory=dict)
+    """Of each rank that was not killed."""
+
+
+class Story:
+    """One interleaving, and every promise in it that was not kept."""
+
+    def __init__(self, root: Path, seed: int) -> None:
+        self.root = root
+        self.baton = Baton(seed)
+        self.attempts: list[Attempt] = []
+        self.live: dict[str, int] = {}
+        """Name of each checkpoint that should be there -> the attempt that published it."""
+        self.acknowledged = 0
+        """Newest step whose save has returned."""
+        self.broken: list[str] = []
+        self.counts: Counter[str] = Counter()
+
+    def play(self) -> None:
+        """Starts the attempts, some of which are killed or start again, and checks what is left at the end."""
+        chance = self.baton.chance
+        for number in range(1, chance.choice([2, 3]) + 1):
+            self._start(number, restarts=chance.random() < 0.3)
+            if chance.random() < 0.25:
+                ranks = list(range(self.attempts[-1].num_ranks))
+                victims = ranks if chance.random() < 0.7 else [chance.choice(ranks)]
+                self.baton.doom_at[chance.randrange(1, 300)] = [f"{number}.{rank}" for rank in victims]
+        self.baton.run()
+        for name, error in self.baton.errors.items():
+            self.broken.append(f"rank {name} ended with {''.join(traceback.format_exception(error))}")
+        self._check_end()
+
+    def _start(self, number: int, *, restarts: bool) -> None:
+        chance = self.baton.chance
+        num_ranks = 1 if restarts else chance.choice([1, 2])
+        attempts = [Attempt(number, num_ranks, chance.randint(1, MOST_STEPS))]
+        if restarts:
+            attempts.append(Attempt(number + 10, 1, chance.randint(1, MOST_STEPS)))
+        self.attempts += attempts
+
+        def work(rank: int) -> None:
+            for attempt in attempts:
+                self._run(attempt, rank)
+
+        for rank in range(num_ranks):
+            self.baton.add(f"{number}.{rank}", lambda rank=rank: work(rank))
+
+    def _run(self, attempt: Attempt, rank: int) -> None:
+        disk = TurnDisk(self.baton, self.root, lambda source, target: self._see_rename(attempt, source, target))
+        try:
+            self._claim(attempt, rank, disk)
+            ranks = Ranks(rank, attempt.num_ranks, self._agreement(attempt))
+            for step in range(attempt.start + 1, attempt.start + attempt.num_steps + 1):
+                self._save_and_tell(attempt, ranks, step, disk)
+            attempt.outcomes[rank] = "done"
+        except Superseded:
+            attempt.outcomes[rank] = "superseded"
+            if not any(other.claimed is None or self._is_newer(other, attempt) for other in self.attempts):
+                self.broken.append(f"attempt {attempt.number} was superseded by nobody")
+
+    def _claim(self, attempt: Attempt, rank: int, disk: Disk) -> None:
+        """Rank 0 claims and looks for a checkpoint; the others hear of it."""
+        while rank and not attempt.claimed and not attempt.is_refused:
+            self._wait_for_peer(attempt)
+        if rank == 0:
+            try:
+                mine = claim(self.root, disk=disk)
+            except Superseded:
+                attempt.is_refused = True
+                raise
+            found = find_latest(self.root)  # in the turn in which the claim returns
+            if {entry.path.name for entry in list_checkpoints(self.root)} != set(self.live):
+                self.broken.append(f"attempt {attempt.number} does not see what was published: {sorted(self.live)}")
+            attempt.start = list_checkpoints(self.root)[-1].step if found else 0
+            if attempt.start < self.acknowledged or (found is None) != (not self.live):
+                self.broken.append(f"attempt {attempt.number} found {found}; step {self.acknowledged} was acknowledged")
+            attempt.claimed = mine
+        if attempt.is_refused:
+            raise Superseded("rank 0 was refused")
+
+    def _agreement(self, attempt: Attempt) -> Callable[[bool], bool]:
+        calls = iter(range(10**6))
+
+        def agree(ok: bool) -> bool:
+            number = next(calls)
+            attempt.votes += [[] for _ in range(number + 1 - len(attempt.votes))]
+            attempt.votes[number].append(ok)
+            while len(attempt.votes[number]) < attempt.num_ranks:
+                self._wait_for_peer(attempt)
+            self.baton.pause()
+            return all(attempt.votes[number])
+
+        return agree
+
+    def _wait_for_peer(self, attempt: Attempt) -> None:
+        self.baton.pause()
+        if any(self.baton.is_dead(f"{attempt.number}.{rank}") for rank in range(attempt.num_ranks)):
+            raise Killed  # a job that has lost a rank is ended by its launcher
+
+    def _save_and_tell(self, attempt: Attempt, ranks: Ranks, step: int, disk: Disk) -> None:
+        """As the writer's thread does it: how a save ended is known to all ranks."""
+        failure: Exception | None = None
+        try:
+            self._save(attempt, ranks, step, disk)
+        except Exception as error:
+            failure = error
+        if not ranks.agree(not isinstance(failure, Superseded)):
+            raise Superseded("here or on another rank")
+        if failure is not None:  # training would go on without this checkpoint, but there is no reason to fail here
+            self.broken.append(
+                f"step {step} of attempt {attempt.number}: {''.join(traceback.format_exception(failure))}"
+            )
+
+    def _save(self, attempt: Attempt, ranks: Ranks, step: int, disk: Disk) -> None:
+        """One save and what follows it, as training does it."""
+        assert attempt.claimed is not None
+        width = ELEMENTS // ranks.world_size
+        piece = Slice(
+            "w", (ELEMENTS,), (ranks.rank * width,), torch.full((width,), float(1000 * attempt.number + step))
+        )
+        state = TrainState(step=step, consumed_rows=attempt.number, plan_digest="", config_text="")
+        extra = {"attempt.txt": str(attempt.number).encode()}
+        path = save_checkpoint(attempt.claimed, [piece], state, ranks=ranks, extra_files=extra, disk=disk)
+        if ranks.rank == 0:
+            self.acknowledged = max(self.acknowledged, step)
+            apply_retention(attempt.claimed, KEEP_LAST, written=path, disk=disk)
+
+    def _is_newer(self, other: Attempt, attempt: Attempt) -> bool:
+        return bool(other.claimed and (attempt.claimed is None or other.claimed > attempt.claimed))
+
+    def _see_rename(self, attempt: Attempt, source: Path, target: Path) -> None:
+        """Right after the operation, before anybody else runs."""
+        if target.parent == self.root and target.name.startswith("step-"):
+            what, name = "published", target.name
+            self.live[name] = attempt.number
+        elif source.parent == self.root and source.name.startswith("step-"):
+            what, name = "removed", source.name
+            del self.live[name]
+        else:
+            return
+        self.counts[what] += 1
+        newer = [other.number for other in self.attempts if self._is_newer(other, attempt)]
+        if newer:
+            self.broken.append(
+                f"turn {self.baton.now}: attempt {attempt.number} {what} {name} after {newer} had claimed"
+            )
+
+    def _check_end(self) -> None:
+        found = list_checkpoints(self.root)
+        if {entry.path.name for entry in found} != set(self.live):
+            self.broken.append(f"{[entry.path.name for entry in found]} are there, not {sorted(self.live)}")
+        for entry in found:
+            damage = find_step_damage(entry, content=True)
+            if damage:
+                self.broken.append(damage)
+                continue
+            number = self.live.get(entry.path.name, 0)
+            told = {int(value) for value in load_weights(entry.path)["w"].tolist()}
+            text = int((entry.path / "attempt.txt").read_text())
+            of = {text, load_state(entry.path).consumed_rows, read_manifest(entry.path).get("attempt")} - {None}
+            if told != {1000 * number + entry.step} or not {number} <= of <= {number, self._claim_number(number)}:
+                self.broken.append(f"{entry.path.name} of attempt {number} holds {told} and files of {of}")
+        self._check_newest()
+        self.counts.update(outcome for attempt in self.attempts for outcome in attempt.outcomes.values())
+        self.counts["killed"] += sum(attempt.num_ranks - len(attempt.outcomes) for attempt in self.attempts)
+        self.counts["superseded while saving"] += sum(
+            bool(attempt.votes) and "superseded" in attempt.outcomes.values() for attempt in self.attempts
+        )
+
+    def _check_newest(self) -> None:
+        """The newest attempt has outlived all others, unless one was killed while it took over from it."""
+        claimed = [(attempt.claimed, attempt) for attempt in self.attempts if attempt.claimed]
+        if not claimed:
+            return
+        mine, newest = max(claimed, key=lambda pair: pair[0])
+        left = list_claims(self.root)
+        is_cut_short = any(not attempt.claimed and not attempt.is_refused for attempt in self.attempts)
+        if any(other < mine for other in left) or (left != [mine] and not is_cut_short):
+            self.broken.append(f"claims left: {left}")
+        if "superseded" in newest.outcomes.values() and not is_cut_short:
+            self.broken.append(f"the newest attempt {newest.number} was superseded")
+
+    def _claim_number(self, number: int) -> int:
+        (attempt,) = [attempt for attempt in self.attempts if attempt.number == number]
+        assert attempt.claimed is not None
+        return attempt.claimed.number
+
+
+def play(folder: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> Story:
+    story = Story(folder / str(seed) / "checkpoints", seed)
+    monkeypatch.setattr(claim_module.secrets, "randbits", story.baton.chance.getrandbits)
+    story.play()
+    return story
+
+
+@pytest.fixture
+def quick_folder(tmp_path: Path) -> Path:
+    """Durability is not looked at here, so memory will do."""
+    return tmp_path
+
+
+def test_an_old_attempt_publishes_nothing_and_loses_nothing(
+    quick_folder: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+) -> None:
+    counts: Counter[str] = Counter()
+    for seed in SEEDS:
+        story = play(quick_folder, seed, monkeypatch)
+        assert story.broken == [], f"seed {seed}"
+        counts += story.counts
+    record_property("counts", dict(counts))
+    # The interleavings are worth their name: saves are taken over from in the middle, attempts are killed and publish.
+    assert counts["superseded while saving"] > 0.2 * len(SEEDS), counts
+    assert counts["published"] > len(SEEDS) and counts["removed"] > 0.2 * len(SEEDS), counts
+    assert counts["killed"] > 0.1 * len(SEEDS), counts
+
+
+def _no_fence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim_module, "_fence", lambda other, disk: None)
+
+
+def _check_then_rename(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No fence, but a look before each publication whether a newer attempt is there."""
+    _no_fence(monkeypatch)
+    publish = manager._publish
+
+    def look_and_publish(mine: Claim, *rest: object) -> None:
+        if any(other > mine for other in list_claims(mine.root)):
+            raise Superseded("a newer attempt is there")
+        publish(mine, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(manager, "_publish", look_and_publish)
+
+
+def _retention_beside_the_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints are renamed within the root before they are removed, so a fenced attempt can still do it."""
+
+    def remove(entry: manager.Found, place: object, disk: Disk) -> None:
+        trash = entry.path.with_name(f".trash-{entry.path.name}")
+        disk.rename(entry.path, trash)
+        disk.remove_tree(trash)
+
+    monkeypatch.setattr(retention, "_remove", remove)
+
+
+def _folder_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in the checkpoint makes whatever directory is missing above it, also one that was fenced off."""
+    write = manager._write_extra
+
+    def make_and_write(aside: Path, name: str, content: bytes | Path, disk: Disk) -> object:
+        disk.make_directories((aside / name).parent)
+        return write(aside, name, content, disk)
+
+    monkeypatch.setattr(manager, "_write_extra", make_and_write)
+
+
+def _shared_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts write into one folder, as those would that are known by the step alone."""
+    monkeypatch.setattr(Claim, "directory", property(lambda self: self.root / ".attempt-0001-00000001"))
+
+
+PLANTED = (_no_fence, _check_then_rename, _retention_beside_the_claim, _folder_comes_back, _shared_folder)
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_planted_bugs_are_caught(
+    plant: Callable[[pytest.MonkeyPatch], None], quick_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    seeds = range(1, INTERLEAVINGS)
+    assert any(play(quick_folder, seed, monkeypatch).broken for seed in seeds)
