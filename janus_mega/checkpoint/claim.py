@@ -119,6 +119,8 @@ def remove_trash(root: Path, disk: Disk = DISK) -> None:
 
 def _remove(path: Path, disk: Disk) -> None:
     try:
+        if path.is_dir() and not path.is_symlink():  # a checkpoint renamed into it must not come back half-removed
+            disk.sync_directory(path)
         disk.remove_tree(path)
     except FileNotFoundError:  # two may clean at once
         return

@@ -73,7 +73,8 @@ def _remove(entry: Found, place: Path | Claim, disk: Disk) -> None:
     folder = place.directory if isinstance(place, Claim) else entry.path.parent
     trash = folder / f"{TRASH_PREFIX}{entry.path.name}"
     disk.rename(entry.path, trash)
-    disk.sync_directory(entry.path.parent)
+    for side in dict.fromkeys((folder, entry.path.parent)):  # before any file goes, the name must be gone for good
+        disk.sync_directory(side)
     disk.remove_tree(trash)
 
 

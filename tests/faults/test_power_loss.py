@@ -1,0 +1,128 @@
+"""A loss of power at any instant of saving, pruning, taking over and converting loses nothing that was acknowledged.
+
+Real functions run on a disk that writes down what they do; a simulated file system then forgets everything that may be
+forgotten, in every way that file systems may (`tests.support.crash_states`), and rules say what must still be there
+(`tests.support.crash_rules`). Twenty planted bugs show that the rules see what they are for.
+"""
+
+import contextlib
+import random
+import shutil
+
+import pytest
+
+from janus_mega.checkpoint.claim import claim
+from janus_mega.checkpoint.manager import find_latest, save_checkpoint
+from tests.support.crash_bugs import BUGS
+from tests.support.crash_campaign import ALL, SEED, Campaign, of_all, record
+from tests.support.crash_rules import Rules, write_out
+from tests.support.crash_states import crash_points
+from tests.support.crash_traces import ROOT, SCENES, difference, play_killed_at, slices_of, state_at, tensors_at
+
+BUDGET = 700
+"""States at one instant, roughly."""
+MIN_STATES = 100_000
+NUM_OPERATIONS_MAX = 400
+"""More than any scene that is cut short has."""
+
+pytestmark = pytest.mark.timeout(1200)
+
+
+@pytest.fixture(scope="module")
+def counts(tally):
+    """What all tests of this module went through together; checked when the last is done."""
+    total = Campaign()
+    yield total
+    tally(f"power losses: {total.num_states:,} states of the disk at {total.num_points:,} instants")
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("name", SCENES)
+def test_nothing_acknowledged_is_lost(name, world_size, fast_folder, counts):
+    scene = record(SCENES[name], fast_folder, world_size)
+    for turn in range(1 if world_size == 1 else 2):
+        counts.run(scene, random.Random(f"{SEED} {turn}"), budget=of_all(BUDGET))
+    assert counts.violations == []
+
+
+def test_a_start_after_a_killed_process_builds_on_nothing_that_can_vanish(new_folder, counts):
+    """Killed at every operation, started again, and only then the power fails: caches outlive a process."""
+    at, is_cut = 0, True
+    for at in range(0 if ALL else SEED % 5, NUM_OPERATIONS_MAX, 1 if ALL else 5):
+        outcome = []
+        folder = new_folder()
+        scene = record(lambda scene, at=at, outcome=outcome: outcome.append(play_killed_at(scene, at)), folder)
+        counts.run(scene, random.Random(SEED), budget=60)
+        assert counts.violations == [], f"killed at operation {at}"
+        shutil.rmtree(folder)
+        is_cut = outcome[0]
+        if not is_cut:
+            break
+    assert not is_cut, "the scene is longer than the test thinks"
+    assert at > 50, "too few operations to be two saves"
+
+
+def test_a_hundred_thousand_states_were_gone_through(counts):
+    """Counts what the tests above did; alone it has nothing to count."""
+    if counts.num_points == 0:
+        pytest.skip("none of the tests before this one ran")
+    assert counts.num_states >= (MIN_STATES if ALL else MIN_STATES // 5)
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_planted_bug_is_seen(name, fast_folder):
+    bug, seen = BUGS[name], Campaign()
+    with bug.step() if bug.step else contextlib.nullcontext():
+        scene = record(SCENES[bug.scene], fast_folder, bug.world_size, lambda rec, rank: bug.disk(rec.disk(rank)))
+    seen.run(scene, random.Random(SEED), budget=100)
+    in_states = [violation for violation in seen.violations if violation not in scene.problems]
+    assert in_states, f"{seen.num_states} states without a violation"
+    assert bug.shows_without_crash == bool(scene.problems), scene.problems
+
+
+def sampled_states(scene, num_states):
+    """(point, state) at random instants, most of them while something is being published or removed."""
+    chance = random.Random(SEED)
+    points = list(crash_points(scene.recording.other_order(chance)))
+    for _ in range(num_states):
+        point = chance.choice(points)
+        yield point, chance.choice(list(point.states(chance, 40)))
+
+
+SAMPLED = ["clean retention", "clean new attempt", "clean same step", *BUGS]
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_the_model_and_the_real_discovery_agree(name, fast_folder):
+    """States written to a real folder: the library finds what the model says, and goes on from there."""
+    clean = name.removeprefix("clean ") if name not in BUGS else None
+    bug = BUGS[name] if not clean else None
+    scene_name = bug.scene if bug else clean
+    base = fast_folder / "played"
+    base.mkdir()
+    with bug.step() if bug and bug.step else contextlib.nullcontext():
+        disk = (lambda rec, rank: bug.disk(rec.disk(rank))) if bug else (lambda rec, rank: rec.disk(rank))
+        scene = record(SCENES[scene_name], base, 1 if bug is None else bug.world_size, disk)
+    rules, found_any = Rules(scene.written), 0
+    for number, (_, state) in enumerate(sampled_states(scene, 25)):
+        folder = fast_folder / f"{number}"
+        folder.mkdir()
+        write_out(state, folder)
+        found, expected = find_latest(folder / ROOT), rules.find(state, ROOT)
+        assert (found and found.name) == expected
+        if found is not None:
+            found_any += 1
+            step = int(found.name.split("-")[1])
+            assert difference(found, step) is None
+        if number % 5 == 0:
+            go_on(folder / ROOT)
+    if bug is None:
+        assert found_any
+
+
+def go_on(root):
+    """The next attempt claims and saves, whatever a crash has left lying about."""
+    path = save_checkpoint(claim(root), slices_of(tensors_at(90), 0, 1), state_at(90))
+    assert find_latest(root) == path
+    assert difference(path, 90) is None
+    assert not [entry.name for entry in root.iterdir() if entry.name.startswith(".trash")]
