@@ -54,7 +54,7 @@ def test_attempts_are_numbered_on_and_keep_one_folder(tmp_path: Path) -> None:
 
 def test_a_fenced_attempt_publishes_and_removes_nothing_wherever_it_stands(tmp_path: Path) -> None:
     outcomes = set()
-    for at in range(40):
+    for at in range(60):
         root = tmp_path / str(at)
         old = claim(root)
         save(old, 1)
