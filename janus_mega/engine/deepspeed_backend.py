@@ -15,6 +15,7 @@ from janus_mega.engine.anchors import AnchoredChunks
 from janus_mega.engine.ds_config import deepspeed_config
 from janus_mega.engine.guards import ZeroGuard
 from janus_mega.engine.interface import MOMENTS, ScaleLosses
+from janus_mega.engine.light_zero import lighten
 from janus_mega.engine.mpu import Mpu
 from janus_mega.engine.schedule import ScheduledChunk
 from janus_mega.engine.step import EngineSettings, ScheduledEngine
@@ -51,6 +52,7 @@ class DeepSpeedEngine(ScheduledEngine):
             mpu=Mpu(groups),
             dist_init_required=False,
         )
+        lighten(self.optimizer)
         self._guard = ZeroGuard(self.optimizer)
         self._lr_scales = [group.lr_scale for group in param_groups]
         self._scheduled = [

@@ -34,6 +34,10 @@ def deepspeed_config(parallel: ParallelConfig, clip_grad_norm: float, num_traine
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+    if parallel.precision == Precision.fp32 and parallel.zero_stage == 1:
+        # One all-reduce per bucket, as it is, of gradients divided before: what splitting it by owner first comes to.
+        zero["reduce_scatter"] = False
+        config["prescale_gradients"] = True
     if parallel.precision == Precision.bf16:
         # Gradients are not looked through for overflows: the norm tells of them, and the guard refuses it.
         config["bf16"] = {"enabled": True, "immediate_grad_update": True, "check_grad_overflow": False}
