@@ -12,7 +12,6 @@ own range, rounded as the copies are, so the odd one is known even among two. By
 * held by every tp rank: also over tp, where owners on different ranks may have drifted apart.
 """
 
-import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from janus_mega.engine.digests import digest, flip_bit
+from janus_mega.engine.digests import digest
 from janus_mega.engine.interface import StatefulEngine
 from janus_mega.models.sharding import ShardedParameter
 
@@ -177,21 +176,6 @@ class Replicas:
 
     def _vector(self, digests: Sequence[Tensor]) -> Tensor:
         return torch.stack([self._zero(), *digests])[1:]  # also of nothing
-
-
-def flip_somewhere(engine: StatefulEngine, seed: int) -> str:
-    """Flips one bit of one parameter that this rank holds whole, for rehearsals; tells which."""
-    chance = random.Random(seed)
-    held = [
-        (name, parameter)
-        for chunk in engine.chunks
-        for name, parameter in chunk.named_parameters()
-        if parameter.numel()
-    ]
-    name, parameter = chance.choice(held)
-    place, bit = chance.randrange(parameter.numel()), chance.randrange(8 * parameter.element_size())
-    flip_bit(parameter, place, bit)
-    return f"bit {bit} of element {place} of {name}"
 
 
 def _by_majority(held: Sequence[int], rank: int) -> str:

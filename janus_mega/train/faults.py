@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map
 
 from data_pipeline.errors import UserError
 from janus_mega.checkpoint.disk import DISK, Disk
+from janus_mega.engine.digests import flip_bit
 
 _log = logging.getLogger(__name__)
 
@@ -208,7 +209,7 @@ def _make_nan(fault: Fault, engine: Any) -> None:
 def _flip(engine: Any) -> None:
     """The lowest bit of the first weight that this rank holds."""
     parameter = next(parameter for chunk in engine.chunks for parameter in chunk.parameters() if parameter.numel())
-    parameter.data.view(-1)[:1].view(torch.uint8)[0] ^= 1
+    flip_bit(parameter, 0, 0)
 
 
 def _lose_store(fault: Fault, engine: Any) -> None:

@@ -4,12 +4,16 @@ removes nothing once a newer claim has returned, and nothing that was published 
 A thousand interleavings with JANUS_FAULTS=all, else a seeded fifth of them.
 """
 
+import multiprocessing
 import os
+import signal
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,8 +34,15 @@ from janus_mega.checkpoint.manager import (
 )
 from janus_mega.checkpoint.retention import apply_retention
 from janus_mega.checkpoint.state import TrainState
+from janus_mega.config.schema import CheckpointConfig
+from janus_mega.parallel.forked import _rank_main
 from janus_mega.parallel.slices import Slice
+from janus_mega.train.exits import SUPERSEDED
 from tests.support.baton import Baton, Killed, TurnDisk
+from tests.support.faulty_runs import HEALTH, _rank, tiny_run
+from tests.support.ranks import import_what_ranks_need
+
+import_what_ranks_need()
 
 INTERLEAVINGS = 1000
 SEEDS = range(INTERLEAVINGS) if os.environ.get("JANUS_FAULTS") == "all" else range(0, INTERLEAVINGS, 5)
@@ -250,21 +261,15 @@ def play(folder: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> Story:
     return story
 
 
-@pytest.fixture
-def quick_folder(tmp_path: Path) -> Path:
-    """Durability is not looked at here, so memory will do."""
-    return tmp_path
-
-
 def test_an_old_attempt_publishes_nothing_and_loses_nothing(
-    quick_folder: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+    fast_folder: Path, monkeypatch: pytest.MonkeyPatch, tally: Callable[[str], None]
 ) -> None:
     counts: Counter[str] = Counter()
     for seed in SEEDS:
-        story = play(quick_folder, seed, monkeypatch)
+        story = play(fast_folder, seed, monkeypatch)
         assert story.broken == [], f"seed {seed}"
         counts += story.counts
-    record_property("counts", dict(counts))
+    tally(f"{len(SEEDS)} interleavings of attempts: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
     # The interleavings are worth their name: saves are taken over from in the middle, attempts are killed and publish.
     assert counts["superseded while saving"] > 0.2 * len(SEEDS), counts
     assert counts["published"] > len(SEEDS) and counts["removed"] > 0.2 * len(SEEDS), counts
@@ -320,8 +325,62 @@ PLANTED = (_no_fence, _check_then_rename, _retention_beside_the_claim, _folder_c
 
 @pytest.mark.parametrize("plant", PLANTED)
 def test_planted_bugs_are_caught(
-    plant: Callable[[pytest.MonkeyPatch], None], quick_folder: Path, monkeypatch: pytest.MonkeyPatch
+    plant: Callable[[pytest.MonkeyPatch], None], fast_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch)
     seeds = range(1, INTERLEAVINGS)
-    assert any(play(quick_folder, seed, monkeypatch).broken for seed in seeds)
+    assert any(play(fast_folder, seed, monkeypatch).broken for seed in seeds)
+
+
+def started_ranks(run_dir: Path, last_step: int) -> list[Any]:
+    """A run on two ranks that is not waited for."""
+    context = multiprocessing.get_context("fork")
+    logs = [run_dir / f"old-{rank}.log" for rank in range(2)]
+    arguments = (run_dir, last_step, "", HEALTH, CheckpointConfig(save_every=2, keep_last=3), logs)
+    rest = (2, str(run_dir / "store"), 60.0, 1, _rank, arguments)
+    processes = [context.Process(target=_rank_main, args=(rank, *rest), daemon=True) for rank in range(2)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def contents(run_dir: Path) -> dict[str, bytes]:
+    """Every published file."""
+    folders = [entry.path for entry in list_checkpoints(run_dir / "checkpoints")]
+    return {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("pause_s", [0.0, 0.15])
+def test_a_run_that_slept_while_another_took_over_ends_as_superseded(pause_s: float, tmp_path: Path) -> None:
+    """Real processes: the old ranks are stopped somewhere in their work, go on when the new run is done."""
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    old = started_ranks(run_dir, 10_000)
+    try:
+        deadline = time.monotonic() + 60
+        while not any(entry.step >= 4 for entry in list_checkpoints(run_dir / "checkpoints")):
+            assert time.monotonic() < deadline and all(process.is_alive() for process in old)
+            time.sleep(0.01)
+        time.sleep(pause_s)
+        for process in old:
+            os.kill(process.pid, signal.SIGSTOP)
+        before = list_checkpoints(run_dir / "checkpoints")[-1].step
+        new = tiny_run(run_dir, before + 4)
+        assert new.codes == [0, 0], new.logs
+        assert f"step {before}" in new.logs[0] or f"step-{before:08d}" in new.logs[0]
+        published = contents(run_dir)
+        for process in old:
+            os.kill(process.pid, signal.SIGCONT)
+        for process in old:
+            process.join(60)
+        assert [process.exitcode for process in old] == [SUPERSEDED, SUPERSEDED]
+        assert "taken over from attempt 1" in (run_dir / "old-0.log").read_text()
+        assert contents(run_dir) == published
+        assert [entry.path.name for entry in (list_checkpoints(run_dir / "checkpoints"))][
+            -1
+        ] == f"step-{before + 4:08d}"
+    finally:
+        for process in old:
+            process.kill()
+            process.join()
