@@ -17,7 +17,7 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from janus_mega.checkpoint.claim import list_claims
 from janus_mega.checkpoint.disk import DISK, Disk
-from janus_mega.checkpoint.format import UnknownSchema, find_file_damage, read_manifest
+from janus_mega.checkpoint.format import UnknownSchema, find_file_damage, find_table_damage, read_manifest
 from janus_mega.checkpoint.manager import find_step_damage, list_checkpoints
 
 _log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def _damage_of(path: Path, seekers: Seekers) -> str | None:
         manifest = read_manifest(path)
         if seekers.rank == 0:
             entry = next(entry for entry in list_checkpoints(path.parent) if entry.path == path)
-            damage = find_step_damage(entry, content=False)
+            damage = find_step_damage(entry, content=False) or find_table_damage(path, manifest)
             if damage is not None:
                 return damage
         for name in sorted(manifest["files"])[seekers.rank :: seekers.world_size]:

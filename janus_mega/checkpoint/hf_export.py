@@ -3,8 +3,6 @@
 Written aside and renamed, so the directory is complete or absent. Weights stream through one shard at a time.
 """
 
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,8 +12,8 @@ from torch import Tensor
 from data_pipeline.errors import UserError
 from data_pipeline.text import special
 from janus_mega.checkpoint import hf_config
-from janus_mega.checkpoint.disk import DISK
-from janus_mega.checkpoint.format import dump_json, write_bytes
+from janus_mega.checkpoint.disk import DISK, Disk
+from janus_mega.checkpoint.format import TRASH_PREFIX, dump_json, write_bytes
 from janus_mega.checkpoint.hf_model import check_shapes, expected_shapes, hf_model_config, hf_weights
 from janus_mega.checkpoint.hf_tokenizer import tokenizer_config, tokenizer_json
 from janus_mega.checkpoint.tensor_file import write_safetensors
@@ -34,6 +32,7 @@ def export_hf(
     overwrite: bool = False,
     use_default_system_prompt: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    disk: Disk = DISK,
 ) -> Path:
     """Writes a checkpoint as `JanusForConditionalGeneration` with its processor; returns `out_dir`.
 
@@ -45,6 +44,7 @@ def export_hf(
         use_default_system_prompt: let the processor put DeepSeek's system prompt before questions; only right for
             models that were trained with it.
         max_shard_bytes: weights are split into files of about this size.
+        disk: where it happens.
 
     Raises:
         UserError: not a checkpoint of a Janus, not expressible there, or `out_dir` exists.
@@ -57,19 +57,20 @@ def export_hf(
     trained = open_trained(checkpoint_dir)
     hf_config.check_expressible(trained.model)
     aside = out_dir.with_name(f".aside-{out_dir.name}")
+    disk.make_directories(out_dir.parent)
     if aside.exists():
-        shutil.rmtree(aside)
-    aside.mkdir(parents=True)
-    _write_texts(trained, aside, dtype, use_default_system_prompt)
+        disk.remove_tree(aside)
+    disk.make_directory(aside)
+    _write_texts(trained, aside, dtype, use_default_system_prompt, disk)
     expected = expected_shapes(hf_model_config(trained, dtype))
     weights = check_shapes(hf_weights(trained), expected)
-    _write_weights(((name, tensor.to(DTYPES[dtype])) for name, tensor in weights), aside, max_shard_bytes)
-    DISK.sync_directory(aside)
-    _put_in_place(aside, out_dir)
+    _write_weights(((name, tensor.to(DTYPES[dtype])) for name, tensor in weights), aside, max_shard_bytes, disk)
+    disk.sync_directory(aside)
+    _put_in_place(aside, out_dir, disk)
     return out_dir
 
 
-def _write_texts(trained: TrainedModel, out: Path, dtype: str, use_default_system_prompt: bool) -> None:
+def _write_texts(trained: TrainedModel, out: Path, dtype: str, use_default_system_prompt: bool, disk: Disk) -> None:
     """Everything but weights."""
     model, tokenizer = trained.model, trained.text_tokenizer
     texts = {
@@ -85,31 +86,32 @@ def _write_texts(trained: TrainedModel, out: Path, dtype: str, use_default_syste
         },
     }
     for name, content in texts.items():
-        write_bytes(out / name, dump_json(content) + b"\n")
-    write_bytes(out / "tokenizer.json", tokenizer_json(tokenizer))
-    write_bytes(out / "chat_template.jinja", hf_config.chat_template(trained.config.data.template).encode())
+        write_bytes(out / name, dump_json(content) + b"\n", disk=disk)
+    write_bytes(out / "tokenizer.json", tokenizer_json(tokenizer), disk=disk)
+    chat_template = hf_config.chat_template(trained.config.data.template)
+    write_bytes(out / "chat_template.jinja", chat_template.encode(), disk=disk)
 
 
-def _write_weights(weights: Iterable[tuple[str, Tensor]], out: Path, max_shard_bytes: int) -> None:
+def _write_weights(weights: Iterable[tuple[str, Tensor]], out: Path, max_shard_bytes: int, disk: Disk) -> None:
     """Writes model.safetensors, or numbered shards with their index."""
     metadata = {"format": "pt"}
     paths, places, total = [], [], 0
     for number, shard in enumerate(_shards(weights, max_shard_bytes)):
         path = out / f"shard-{number}.safetensors"
-        write_safetensors(path, shard, metadata)
+        write_safetensors(path, shard, metadata, disk)
         paths.append(path)
         places.append([name for name, _ in shard])
         total += sum(tensor.numel() * tensor.element_size() for _, tensor in shard)
     if len(paths) == 1:
-        paths[0].rename(out / "model.safetensors")
+        disk.rename(paths[0], out / "model.safetensors")
         return
     weight_map: dict[str, str] = {}
     for number, (path, names) in enumerate(zip(paths, places, strict=True)):
         name = f"model-{number + 1:05d}-of-{len(paths):05d}.safetensors"
-        path.rename(out / name)
+        disk.rename(path, out / name)
         weight_map |= dict.fromkeys(names, name)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    write_bytes(out / "model.safetensors.index.json", dump_json(index) + b"\n")
+    write_bytes(out / "model.safetensors.index.json", dump_json(index) + b"\n", disk=disk)
 
 
 def _shards(weights: Iterable[tuple[str, Tensor]], max_shard_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
@@ -126,14 +128,14 @@ def _shards(weights: Iterable[tuple[str, Tensor]], max_shard_bytes: int) -> Iter
         yield shard
 
 
-def _put_in_place(aside: Path, out_dir: Path) -> None:
+def _put_in_place(aside: Path, out_dir: Path, disk: Disk) -> None:
+    """Names the new directory; one that stood there is whole under its name until then, and goes after."""
+    trash = out_dir.with_name(f"{TRASH_PREFIX}{out_dir.name}")
     if out_dir.exists():
-        trash = out_dir.with_name(f".trash-{out_dir.name}")
         if trash.exists():
-            shutil.rmtree(trash)
-        os.rename(out_dir, trash)
-        os.rename(aside, out_dir)
-        shutil.rmtree(trash)
-    else:
-        os.rename(aside, out_dir)
-    DISK.sync_directory(out_dir.parent)
+            disk.remove_tree(trash)
+        disk.rename(out_dir, trash)
+    disk.rename(aside, out_dir)
+    disk.sync_directory(out_dir.parent)
+    if trash.exists():
+        disk.remove_tree(trash)

@@ -125,6 +125,12 @@ class CheckpointReader:
         """Whether the manifest lists a file."""
         return name in self.manifest["files"]
 
+    def sha256(self, name: str) -> str:
+        """Digest of a listed file that holds no tensors, hex; UserError if it is not listed."""
+        self._refuse_unlisted(name)
+        digest: str = self.manifest["files"][name]["sha256"]
+        return digest
+
     def path(self, name: str) -> Path:
         """Path of a listed file, verified; what is read there later is the caller's to compare.
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from janus_mega.checkpoint.format import CONFIG_FILE, IMAGE_TOKENIZER_DIR, TEXT_
 from janus_mega.checkpoint.hf_names import IMAGE_TOKENIZER_PREFIX
 from janus_mega.checkpoint.name_map import Heads
 from janus_mega.checkpoint.reader import CheckpointReader, open_checkpoint
+from janus_mega.checkpoint.tensor_file import damaged
 from janus_mega.config import derive
 from janus_mega.config.load import load_config
 from janus_mega.config.schema import ModelConfig, RunConfig
@@ -69,14 +71,17 @@ class TrainedModel:
                 f"{self.reader.directory}: holds {len(names)} files under {TEXT_TOKENIZER_DIR}/, one is needed; "
                 "save checkpoints with their companion files"
             )
-        return load_text_tokenizer(self.reader.path(names[0]))
+        tokenizer = load_text_tokenizer(self.reader.path(names[0]))
+        if tokenizer.digest != self.reader.sha256(names[0]):  # it hashes the bytes that it reads
+            raise damaged(tokenizer.path, "bytes do not match the manifest's SHA-256")
+        return tokenizer
 
     @cached_property
     def image_tokenizer(self) -> FrozenImageTokenizer:
         """The image tokenizer whose ids the model draws."""
-        for name in (IMAGE_TOKENIZER_CONFIG, WEIGHTS_FILE):
-            self.reader.path(f"{IMAGE_TOKENIZER_DIR}/{name}")
-        return load_image_tokenizer(self.reader.directory / IMAGE_TOKENIZER_DIR)
+        names = (IMAGE_TOKENIZER_CONFIG, WEIGHTS_FILE)
+        digests = {name: self.reader.sha256(f"{IMAGE_TOKENIZER_DIR}/{name}") for name in names}
+        return load_image_tokenizer(self.reader.directory / IMAGE_TOKENIZER_DIR, digests=digests)
 
     @cached_property
     def special_ids(self) -> SpecialIds:
@@ -112,4 +117,15 @@ def open_trained(directory: Path) -> TrainedModel:
         UserError: not a checkpoint, damaged, or of another kind of run.
     """
     reader = open_checkpoint(Path(directory))
-    return TrainedModel(reader, load_config(RunConfig, reader.path(CONFIG_FILE)).config)
+    return TrainedModel(reader, _config_of(reader))
+
+
+def _config_of(reader: CheckpointReader) -> RunConfig:
+    """The configuration, from a private copy of the bytes that were verified."""
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / CONFIG_FILE
+        copy.write_bytes(reader.read_bytes(CONFIG_FILE))
+        try:
+            return load_config(RunConfig, copy).config
+        except UserError as error:
+            raise UserError(str(error).replace(str(copy), str(reader.directory / CONFIG_FILE))) from None

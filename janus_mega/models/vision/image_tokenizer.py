@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from data_pipeline.errors import UserError
@@ -183,27 +183,46 @@ def _load_again(path: Path) -> FrozenImageTokenizer:
 
 
 def load_image_tokenizer(
-    path: Path, device: torch.device | None = None, batch_size: int | None = None
+    path: Path,
+    device: torch.device | None = None,
+    batch_size: int | None = None,
+    digests: Mapping[str, str] | None = None,
 ) -> FrozenImageTokenizer:
     """Load a directory that `save_image_tokenizer` wrote, onto `device` (default CPU).
 
+    Each file is read once, and what is loaded are the bytes that were compared.
+
+    Args:
+        path: the directory.
+        device: where the weights go.
+        batch_size: pictures that run at a time, by default as many as memory is meant for.
+        digests: sha256 (hex) by file name, where somebody else vouches for the files.
+
     Raises:
-        UserError: a file is missing, of another format, or the weights are not those the config vouches for.
+        UserError: a file is missing, of another format, or not what the config or `digests` vouch for.
     """
-    path = Path(path)
-    content = _read_config(path / CONFIG_FILE)
+    path, digests = Path(path), digests or {}
+    content = _read_config(path / CONFIG_FILE, digests.get(CONFIG_FILE))
     config = _tokenizer_config(path / CONFIG_FILE, content.get("image_tokenizer"))
     weights_path = path / WEIGHTS_FILE
     if not weights_path.is_file():
         raise UserError(f"{weights_path} is missing; train the image tokenizer again or copy its whole directory")
-    if sha256_of(weights_path) != content.get("weights_sha256"):
+    weights = weights_path.read_bytes()
+    found = hashlib.sha256(weights).hexdigest()
+    if found != content.get("weights_sha256"):
         raise UserError(
             f"{weights_path} is not the file that {CONFIG_FILE} beside it vouches for (sha256 differs); copy both again"
         )
-    model = build_vq(config, load_file(weights_path))
+    _check_digest(weights_path, found, digests.get(WEIGHTS_FILE))
+    model = build_vq(config, load(weights))
     tokenizer = FrozenImageTokenizer(model.to(device or torch.device("cpu")), config, batch_size)
     tokenizer._path = path
     return tokenizer
+
+
+def _check_digest(path: Path, found: str, expected: str | None) -> None:
+    if expected is not None and found != expected:
+        raise UserError(f"{path} is not the file that it was (sha256 differs); copy the directory again")
 
 
 def tokenizer_digest(weights: Mapping[str, Tensor], image_size: int) -> str:
@@ -222,11 +241,13 @@ def with_unit_rows(codebook: Tensor) -> Tensor:
     return torch.where(is_unit, codebook, unit(codebook)).contiguous()
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path, digest: str | None) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is missing: {path.parent} is not an image tokenizer's directory, or is half-written")
+    raw = path.read_bytes()
+    _check_digest(path, hashlib.sha256(raw).hexdigest(), digest)
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(raw)
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); copy the directory again") from error
     found = content.get("format") if isinstance(content, dict) else None

@@ -15,6 +15,7 @@ from data_pipeline.dialogue import pieces_text, question_pieces
 from data_pipeline.errors import UserError
 from data_pipeline.spec import Template
 from janus_mega.checkpoint import hf_export
+from janus_mega.checkpoint.disk import Disk
 from janus_mega.checkpoint.hf_config import chat_template, check_expressible
 from janus_mega.checkpoint.hf_export import export_hf
 from janus_mega.checkpoint.hf_import import import_hf
@@ -212,3 +213,31 @@ def test_import_refuses_what_is_not_a_janus(export: Path, tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text((export / "config.json").read_text())
     with pytest.raises(UserError, match=r"model\.safetensors: missing"):
         import_hf(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["create", "sync_file", "rename"])
+def test_an_export_that_fails_leaves_nothing_half_written(checkpoint: Path, tmp_path: Path, method: str) -> None:
+    class Failing(Disk):
+        left = 0
+
+    def fail(self: Failing, *args: object) -> object:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(5, "Input/output error")
+        return getattr(Disk, method)(self, *args)
+
+    setattr(Failing, method, fail)
+    out = tmp_path / "exports" / "out"
+    disk = Failing()
+    for disk.left in (0, 1):
+        with pytest.raises(OSError, match="Input/output error"):
+            export_hf(checkpoint, out, disk=disk)
+        assert not out.exists()
+    export_hf(checkpoint, out)
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    whole = {path.name: path.read_bytes() for path in out.iterdir()}
+    for disk.left in (1, 2):  # of the renames these take the old directory away and put the new one in its place
+        with pytest.raises(OSError, match="Input/output error"):
+            export_hf(checkpoint, out, overwrite=True, disk=disk)
+        kept = [path for path in (out, out.with_name(".trash-out")) if path.exists()]
+        assert [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in kept] == [whole]
