@@ -77,10 +77,12 @@ def codes_of_ranks(
     with tempfile.TemporaryDirectory(prefix="janus_mega_ranks_") as folder:
         shared = (world_size, str(Path(folder) / "store"), timeout_s, torch_threads, fn, args)
         processes = [context.Process(target=_forked_rank, args=(rank, *shared)) for rank in range(world_size)]
-        with _handing_on_signals(processes):
-            _join(processes)
-        codes = [process.exitcode for process in processes]
-        killed = _end(processes)
+        try:
+            with _handing_on_signals(processes):
+                _join(processes)
+        finally:
+            codes = [process.exitcode for process in processes]
+            killed = _end(processes)
         return [None if rank in killed else code for rank, code in enumerate(codes)]
 
 
@@ -98,10 +100,11 @@ def _join(processes: Sequence[BaseProcess]) -> None:
 
 def _end(processes: Sequence[BaseProcess]) -> set[int]:
     """Kills the ranks that still live, also stopped ones; returns their numbers."""
-    killed = {rank for rank, process in enumerate(processes) if process.exitcode is None}
+    started = [process for process in processes if process.pid is not None]
+    killed = {rank for rank, process in enumerate(started) if process.exitcode is None}
     for rank in killed:
-        processes[rank].kill()
-    for process in processes:
+        started[rank].kill()
+    for process in started:
         process.join()
     return killed
 

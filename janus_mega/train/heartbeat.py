@@ -31,13 +31,15 @@ _OURS = ("janus_mega/", "data_pipeline/", "tests/")
 class Heartbeat:
     """Writes and reads the files of a job's ranks."""
 
-    def __init__(self, run_dir: Path, pulse: Pulse, groups: ProcessGroups, main_thread: int) -> None:
-        """`main_thread` is the identity of the thread that trains."""
+    def __init__(self, run_dir: Path, pulse: Pulse, groups: ProcessGroups | None, main_thread: int) -> None:
+        """`groups` is None while ranks still join; `main_thread` is the identity of the thread that trains."""
         self.folder = run_dir / FOLDER
-        self.rank, self.world_size = groups.layout.rank, groups.layout.world_size
+        self.rank, self.world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        if groups is not None:
+            self.rank, self.world_size = groups.layout.rank, groups.layout.world_size
         self._pulse = pulse
         self._main_thread = main_thread
-        self._axes = {"world": dist.group.WORLD, "dp": groups.dp, "tp": groups.tp, "pp": groups.pp}
+        self._axes = {"world": dist.group.WORLD} | {axis: getattr(groups, axis, None) for axis in ("dp", "tp", "pp")}
         self._count = 0
         self._host = socket.gethostname()
 
@@ -99,7 +101,9 @@ def _axis_of(frame: FrameType, axes: Mapping[str, Any]) -> str:
 
 
 def _sequence_number(group: Any) -> int:
-    """Collectives that this rank has begun in a group; -1 where a backend does not count."""
+    """Collectives that this rank has begun in a group; -1 where a backend does not count, or no group is there yet."""
+    if group is None:
+        return -1
     try:
         return int(group._get_sequence_number_for_group())
     except RuntimeError:

@@ -27,6 +27,7 @@ from janus_mega.train.janus import prepare_run_dir
 from janus_mega.train.order import FixedOrder
 from janus_mega.train.run import run
 from janus_mega.train.starting import started
+from janus_mega.train.watch import Watch
 from janus_mega.train.workload import BuiltModel, Recipe
 
 TOKENIZER_DIR = "image_tokenizer"
@@ -136,7 +137,7 @@ def train_image_tokenizer(config: TokenizerRunConfig, *, fresh: bool = False) ->
     validate_tokenizer_run(config, int(os.environ.get("WORLD_SIZE", "1")))
     workload = ImageTokenizerWorkload(config)
     with started(Path(config.run_dir), config.health.stop_grace_s, fresh=fresh) as start:
-        with start.attempt.span("join"):
+        with start.attempt.span("join"), Watch(start.pulse, config.health, Path(config.run_dir), None):
             init_distributed()
             start.strike("init")
             groups = build_groups(1, 1, config.seed)

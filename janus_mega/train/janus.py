@@ -33,6 +33,7 @@ from janus_mega.train.order import PlannedOrder
 from janus_mega.train.run import run
 from janus_mega.train.starting import started
 from janus_mega.train.validation_rows import open_validation_sets, read_validation_rows
+from janus_mega.train.watch import Watch
 from janus_mega.train.workload import BuiltModel, Recipe
 
 _log = logging.getLogger(__name__)
@@ -208,7 +209,7 @@ def train_janus(config: RunConfig, *, fresh: bool = False) -> Path:
         if int(os.environ.get("RANK", "0")) == 0:
             with start.attempt.span("verify layout"):
                 require_verified(config, world_size, start.stop)
-        with start.attempt.span("join"):
+        with start.attempt.span("join"), Watch(start.pulse, config.health, Path(config.run_dir), None):
             init_distributed()
             start.strike("init")
             groups = build_groups(

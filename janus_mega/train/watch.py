@@ -37,8 +37,8 @@ _SETTLING_BEATS = 2
 class Watch:
     """Beats, notices, reports; a context manager around training."""
 
-    def __init__(self, pulse: Pulse, config: HealthConfig, run_dir: Path, groups: ProcessGroups) -> None:
-        """Does nothing if the timeout is 0. To be made in the thread that trains."""
+    def __init__(self, pulse: Pulse, config: HealthConfig, run_dir: Path, groups: ProcessGroups | None) -> None:
+        """Does nothing if the timeout is 0. To be made in the thread that trains; `groups` is None while ranks join."""
         self._pulse = pulse
         self._config = config
         self._run_dir = run_dir

@@ -29,7 +29,6 @@ import_what_ranks_need()
 
 FIRST, FAULTY, LAST = 2, 4, 6
 TIMEOUT_S = 1.0  # of the watchdog; hooks and what comes before the first step may take ten times as long
-JOIN_S = 6.0  # of collectives, while nobody watches yet
 SLACK_S = 6.0  # between a limit and the end of all ranks: beats, reports, and a machine that does other things too
 ERROR = 1
 DEAD = {"sigkill": -9, "segfault": -11, "abort": -6}
@@ -119,14 +118,13 @@ def promised(cell: Cell) -> tuple[list[set[int | None]], str]:
     codes: list[set[int | None]] = [{0}, {0}]
     said = "injected fault"
     if cell.kind in DEAD or (cell.kind == "exception" and cell.phase != "save"):
-        codes[hit], codes[other] = {DEAD.get(cell.kind, ERROR)}, {ERROR}
-        said = "Connection|connect|peer"
+        # Ranks that join meet at a store, which does not tell them that one of them has died: the parent ends them.
+        codes[hit], codes[other] = {DEAD.get(cell.kind, ERROR)}, {ERROR, None} if cell.phase == "init" else {ERROR}
+        said = said if cell.phase == "init" else "Connection|connect|peer"
     elif cell.kind == "exception":
         said = "checkpoint of step 4 was not saved.*training goes on"
     elif cell.kind == "sigterm":
         codes, said = [{75}, {75}], f"stopped by SIGTERM on rank {hit}; step . of 6 is saved as"
-    elif cell.kind in HANGS and cell.phase == "init":  # nobody watches yet: the peer's collective gives up
-        codes[hit], codes[other], said = {None}, {ERROR}, "[Tt]imed out|[Tt]imeout"
     elif cell.kind in HANGS:
         codes[hit], codes[other], said = {None}, {86}, f"no progress for .* s: rank {hit} on "
     elif cell.kind == "store" and cell.phase == "init":
@@ -142,11 +140,9 @@ def promised(cell: Cell) -> tuple[list[set[int | None]], str]:
 
 
 def detected_within_s(cell: Cell) -> float | None:
-    """Seconds from the fault to the end of the peer, where it hangs."""
+    """Seconds from the fault to the report of the peer, where a rank hangs."""
     if cell.kind not in HANGS:
         return None
-    if cell.phase == "init":
-        return JOIN_S + SLACK_S
     return SLACK_S + TIMEOUT_S * (1 if cell.phase in ("step", "save") else 10)
 
 
@@ -154,8 +150,7 @@ def disturbed(cell: Cell, run_dir: Path) -> Ended:
     config = watched(TIMEOUT_S) if cell.kind in HANGS else HEALTH
     if cell.kind == "flip":
         config = replace(config, replicas_every=1)
-    waits = JOIN_S if cell.phase == "init" and cell.kind in (*HANGS, "store") else 60.0
-    return tiny_run(run_dir, LAST, faults=cell.text, health=config, timeout_s=waits)
+    return tiny_run(run_dir, LAST, faults=cell.text, health=config)
 
 
 @pytest.mark.parametrize("cell", chosen_cells(), ids=lambda cell: cell.id)
@@ -172,7 +167,7 @@ def test_a_fault_costs_no_more_than_promised(
     assert all(code in allowed for code, allowed in zip(ended.codes, codes, strict=True)), (ended.codes, logs)
     assert f"injected fault: {cell.kind} on rank {cell.rank}" in ended.logs[cell.rank]
     assert re.search(said, logs), logs
-    _check_hang(cell, ended, run_dir, fault)
+    _check_hang(cell, run_dir, fault)
     again = tiny_run(run_dir, LAST)
     assert again.codes == [0, 0], again.logs
     assert len(struck(run_dir)) == 1
@@ -182,12 +177,9 @@ def test_a_fault_costs_no_more_than_promised(
     assert cell.kind == "nan" or found["losses"] == expected["losses"]
 
 
-def _check_hang(cell: Cell, ended: Ended, run_dir: Path, fault: dict[str, Any]) -> None:
+def _check_hang(cell: Cell, run_dir: Path, fault: dict[str, Any]) -> None:
     limit_s = detected_within_s(cell)
     if limit_s is None:
-        return
-    if cell.phase == "init":
-        assert ended.seconds < limit_s + SLACK_S
         return
     (path,) = run_dir.glob("hang-*.json")
     report = json.loads(path.read_text())

@@ -25,6 +25,7 @@ from janus_mega.train.exits import exit_code_of
 from janus_mega.train.faults import FAULTS_FILE, VARIABLE
 from janus_mega.train.run import run
 from janus_mega.train.starting import started
+from janus_mega.train.watch import Watch
 from tests.support.tiny import STAGE3, TinyWorkload, fp32, tiny_recipe
 
 SETTLE_S = 1.0
@@ -88,8 +89,10 @@ def _rank(
     recipe = replace(tiny_recipe(run_dir, parallel, last_step), checkpoint=checkpoint, health=health, validate_every=2)
     try:
         with started(run_dir, health.stop_grace_s) as start:
-            start.strike("init")
-            run(TinyWorkload(STAGE3, parallel), recipe, build_groups(1, 1), start)
+            with Watch(start.pulse, health, run_dir, None):
+                start.strike("init")
+                groups = build_groups(1, 1)
+            run(TinyWorkload(STAGE3, parallel), recipe, groups, start)
     except Exception as error:
         code = exit_code_of(error)
         if code is None:
