@@ -67,41 +67,55 @@ new_digest: Callable[[], Digest] = hashlib.sha256
 
 
 class Hashing:
-    """Digests made by a thread beside; a context manager that has all of them finished when it ends.
+    """Digests made by threads beside; a context manager that has all of them finished when it ends.
 
-    sha256 lets go of the interpreter, so it works while the disk does, where there is a core to spare.
+    sha256 lets go of the interpreter, so it works while the disk does, where there is a core to spare. Each digest
+    belongs to one thread, which keeps its chunks in order.
     """
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="hashing")
+    def __init__(self, num_threads: int = 1) -> None:
+        self._pools = [ThreadPoolExecutor(1, thread_name_prefix="hashing") for _ in range(num_threads)]
+        self._owners: dict[int, tuple[Digest, ThreadPoolExecutor]] = {}
         self._pending: deque[Future[None]] = deque()
 
-    def update(self, digest: Digest, chunk: bytes | memoryview, *, is_all: bool = False) -> None:
-        """Adds a chunk, soon. Chunks of one digest keep their order; the bytes must stay as they are until the end.
+    def update(self, digest: Digest, chunk: bytes | memoryview, *, is_all: bool = False, is_kept: bool = False) -> None:
+        """Adds a chunk, soon; the bytes must stay as they are until the end.
 
         Args:
             digest: what it is added to.
             chunk: bytes.
             is_all: nothing else is added to this digest, so a small chunk need not wait for its turn.
+            is_kept: somebody holds these bytes anyway, so it may wait however long: a disk that flushes a file then
+                has digests to keep it company. Otherwise the caller waits once several chunks are behind.
         """
         if is_all and len(chunk) <= _INLINE_BYTES:
             digest.update(chunk)
             return
-        self._pending.append(self._pool.submit(digest.update, chunk))
-        while len(self._pending) > _LOOKAHEAD:
+        self._pending.append(self._owner(digest).submit(digest.update, chunk))
+        while not is_kept and len(self._pending) > _LOOKAHEAD:
             self._pending.popleft().result()
 
-    def then(self, tell: Callable[[], None]) -> None:
-        """Calls something once all that was added so far has been hashed, in the thread."""
-        self._pending.append(self._pool.submit(tell))
+    def then(self, digest: Digest, tell: Callable[[], None]) -> None:
+        """Calls something once all that was added to a digest so far has been hashed, in its thread."""
+        self._pending.append(self._owner(digest).submit(tell))
+
+    def _owner(self, digest: Digest) -> ThreadPoolExecutor:
+        pool = self._pools[len(self._owners) % len(self._pools)]
+        return self._owners.setdefault(id(digest), (digest, pool))[1]
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True)
-        while self._pending:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        for pool in self._pools:
+            pool.shutdown(wait=True, cancel_futures=error is not None)
+        while self._pending and error is None:
             self._pending.popleft().result()
+
+
+def num_hashing_threads() -> int:
+    """Threads that one rank's save may take: one on a small machine, four beside many cores."""
+    return min(4, max(1, len(os.sched_getaffinity(0)) // 8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,22 +171,24 @@ def write_safetensors(
         tensors: key and values.
         metadata: strings for the header.
         disk: where it happens.
-        written: told the key of each tensor, in the order of the file, once its bytes are not looked at any more.
+        written: told the key of each tensor, in some thread, once its bytes are not looked at any more.
     """
     ordered = sorted(tensors, key=lambda item: file_rank(item[1]))
     head, size = _head(path, ordered, metadata)
     digests: dict[str, Digest] = {}
-    with disk.create(path) as file, Hashing() as hashing:
+    with disk.create(path) as file, Hashing(num_hashing_threads()) as hashing:
         disk.write(file, head)
         for key, tensor in ordered:
-            raw = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            host = tensor.detach().cpu().contiguous()
+            is_kept = host.data_ptr() == tensor.data_ptr()
+            raw = memoryview(host.reshape(-1).view(torch.uint8).numpy())
             digest = digests[key] = new_digest()
             for start in range(0, len(raw), CHUNK_BYTES):
                 chunk = raw[start : start + CHUNK_BYTES]
-                hashing.update(digest, chunk, is_all=len(chunk) == len(raw))
+                hashing.update(digest, chunk, is_all=len(chunk) == len(raw), is_kept=is_kept)
                 disk.write(file, chunk)
             if written is not None:
-                hashing.then(partial(written, key))
+                hashing.then(digest, partial(written, key))
         disk.sync_file(file)
     return Digests(size, hashlib.sha256(head).digest(), {key: digest.digest() for key, digest in digests.items()})
 
