@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20
 FULL = {"mib": 512, "repeats": 5, "rows": 8192, "products": 12}
 """MiB of state on all ranks together, timed repeats, rows of a tensor, products of matrices in a step."""
-TINY = {"mib": 6, "repeats": 2, "rows": 256, "products": 1}
+TINY = {"mib": 12, "repeats": 2, "rows": 512, "products": 1}
 WIDTH = 256
 SIDE = 768
 STEPS_ALONE = 6

@@ -10,6 +10,7 @@ Also the way back to an earlier state while the run goes on.
 
 import copy
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 CHECKPOINTS_DIR = "checkpoints"
 """Folder of a run directory that holds its checkpoints."""
+LONG_WAIT_S = 1.0
+"""Seconds that training may wait for a save in silence."""
 LAST_WAIT_S = 60.0
 """How long a process that ends by an error lets its writer go on."""
 
@@ -85,7 +88,12 @@ class Saver:
         Raises:
             Superseded: a newer attempt has taken the checkpoints over. Collective over: world.
         """
+        start = time.perf_counter()
         self.settle()
+        waited_s = time.perf_counter() - start
+        if waited_s > LONG_WAIT_S:
+            _log.warning("step %d: training waited %.1f s for the save before this one; a larger checkpoint.save_every "
+                         "or a faster disk would not hold it", step, waited_s)  # fmt: skip
         if self._recipe.checkpoint.asynchronous:
             try:
                 snapshot = self._staging.snapshot(self._live.slices())

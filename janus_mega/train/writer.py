@@ -39,7 +39,7 @@ class Outcome:
     verdict: Verdict
     path: Path | None
     """None unless it was saved."""
-    error: Exception | None
+    error: BaseException | None
     """None only if it was saved."""
     seconds: float
     """From begin to end, on this rank."""
@@ -170,10 +170,12 @@ class Writer:
         return int(worst)
 
     def _run(self, step: int, job: Callable[[], Path], start: float) -> None:
-        path, error, verdict = None, None, Verdict.saved
+        path: Path | None = None
+        error: BaseException | None = None
+        verdict = Verdict.saved
         try:
             path = job()
-        except Exception as raised:  # whatever it was: training goes on, or ends at a border
+        except BaseException as raised:  # whatever it was: training goes on, or ends at a border
             error = raised
             verdict = Verdict.superseded if isinstance(raised, Superseded) else Verdict.failed
         try:

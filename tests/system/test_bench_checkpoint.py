@@ -29,7 +29,7 @@ def test_a_tiny_run_measures_and_writes_its_record(tmp_path):
         assert 1.0 <= figures["bytes_share"] <= 1.01  # each fragment once, and headers; a count, not a timing
         assert min(figures[name] for name in ("synchronous", "held", "write", "beside", "load_mib_per_s")) > 0
         assert all(len(told["held"]) == 2 for told in results["ranks"][ranks])
-        assert sum(told["bytes"] for told in results["ranks"][ranks]) == 6 * 2**20
+        assert sum(told["bytes"] for told in results["ranks"][ranks]) == 12 * 2**20
 
 
 def test_a_loaded_machine_is_refused_before_anything_is_written(tmp_path):
