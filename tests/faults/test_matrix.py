@@ -112,6 +112,11 @@ def without_one_update(begun: Path) -> dict[str, Any]:
     return outcome(run_dir)
 
 
+def loses_meeting_place(cell: Cell) -> bool:
+    """Whether the ranks can not find each other: only while they join do they need the store."""
+    return cell.kind == "store" and cell.phase == "init"
+
+
 def promised(cell: Cell) -> tuple[list[set[int | None]], str]:
     """Codes that each rank may end with, and what the log of some rank says besides the fault."""
     hit, other = cell.rank, 1 - cell.rank
@@ -127,8 +132,8 @@ def promised(cell: Cell) -> tuple[list[set[int | None]], str]:
         codes, said = [{75}, {75}], f"stopped by SIGTERM on rank {hit}; step . of 6 is saved as"
     elif cell.kind in HANGS:
         codes[hit], codes[other], said = {None}, {86}, f"no progress for .* s: rank {hit} on "
-    elif cell.kind == "store" and cell.phase == "init":
-        codes = [{ERROR, None}, {ERROR, None}]
+    elif loses_meeting_place(cell):
+        codes, said = [{86}, {86}], "no progress for .* s: rank . on "
     elif cell.kind == "nan":
         said = "step 4: update left out on all ranks: loss.*nan"
     elif cell.kind == "flip":
@@ -147,7 +152,7 @@ def detected_within_s(cell: Cell) -> float | None:
 
 
 def disturbed(cell: Cell, run_dir: Path) -> Ended:
-    config = watched(TIMEOUT_S) if cell.kind in HANGS else HEALTH
+    config = watched(TIMEOUT_S) if cell.kind in HANGS or loses_meeting_place(cell) else HEALTH
     if cell.kind == "flip":
         config = replace(config, replicas_every=1)
     return tiny_run(run_dir, LAST, faults=cell.text, health=config)

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,28 @@ def test_other_ranks_write_nothing(run_dir: Path) -> None:
     with recorded_attempt(run_dir, enabled=False) as attempt, attempt.span("build"):
         pass
     assert list(run_dir.iterdir()) == []
+
+
+def test_starts_at_one_time_get_directories_of_their_own(run_dir: Path) -> None:
+    barrier, numbers = threading.Barrier(8), []
+
+    def begin() -> None:
+        barrier.wait()
+        with recorded_attempt(run_dir, enabled=True) as attempt:
+            numbers.append(attempt.number)
+
+    threads = [threading.Thread(target=begin) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(numbers) == list(range(1, 9))
+
+
+def test_an_end_that_was_meant_is_told_in_words(run_dir: Path) -> None:
+    class Stopped(Exception):
+        exit_code = 75
+
+    with pytest.raises(Stopped), recorded_attempt(run_dir, enabled=True):
+        raise Stopped("step 7 is saved")
+    assert read(run_dir, 1, "command.json")["outcome"] == "Stopped: step 7 is saved"
