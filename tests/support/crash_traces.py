@@ -4,6 +4,7 @@ The real functions write real small checkpoints, by ranks on threads that agree 
 returned, what it wrote is read back and compared with what went in, tensor for tensor.
 """
 
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -352,6 +353,23 @@ def play_killed_at(scene: Scene, at: int) -> bool:
     return is_cut
 
 
+def play_export(scene: Scene) -> None:
+    """A checkpoint becomes a Hugging Face directory, which is then written again in another form."""
+    from janus_mega.checkpoint.hf_export import export_hf
+    from tests.support.trained import make_checkpoint
+
+    out_dir = scene.base / "exported" / "hf"
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = make_checkpoint(Path(folder))
+        scene.write(out_dir, lambda disk: export_hf(checkpoint, out_dir, disk=disk))
+        scene.write(
+            out_dir,
+            lambda disk: export_hf(
+                checkpoint, out_dir, dtype="bfloat16", overwrite=True, max_shard_bytes=10**6, disk=disk
+            ),
+        )
+
+
 SCENES: dict[str, Callable[[Scene], None]] = {
     "save": play_save,
     "second save": play_second_save,
@@ -363,5 +381,8 @@ SCENES: dict[str, Callable[[Scene], None]] = {
     "new attempt": play_new_attempt,
     "newest damaged": play_newest_damaged,
     "killed and again": play_killed_and_again,
+    "export": play_export,
 }
 """By name."""
+BY_ONE_PROCESS = ("export",)
+"""Scenes that ranks have no part in."""
