@@ -25,7 +25,7 @@ MAX_SHARD_BYTES = 5 * 10**9
 
 
 def export_hf(
-    checkpoint_dir: Path,
+    checkpoint: Path | TrainedModel,
     out_dir: Path,
     *,
     dtype: str = "float32",
@@ -37,7 +37,7 @@ def export_hf(
     """Writes a checkpoint as `JanusForConditionalGeneration` with its processor; returns `out_dir`.
 
     Args:
-        checkpoint_dir: a step directory.
+        checkpoint: a step directory, or one that was opened (`trained.open_trained`).
         out_dir: the directory to make.
         dtype: number format of the weights.
         overwrite: replace `out_dir` if it exists.
@@ -54,7 +54,7 @@ def export_hf(
         raise UserError(f"{out_dir}: exists already; choose another directory or ask to overwrite it")
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}; choose one of them")
-    trained = open_trained(checkpoint_dir)
+    trained = checkpoint if isinstance(checkpoint, TrainedModel) else open_trained(checkpoint)
     hf_config.check_expressible(trained.model)
     aside = out_dir.with_name(f".aside-{out_dir.name}")
     disk.make_directories(out_dir.parent)

@@ -19,7 +19,7 @@ from data_pipeline.text.load import load_text_tokenizer
 from janus_mega.checkpoint.format import CONFIG_FILE, IMAGE_TOKENIZER_DIR, TEXT_TOKENIZER_DIR
 from janus_mega.checkpoint.hf_names import IMAGE_TOKENIZER_PREFIX
 from janus_mega.checkpoint.name_map import Heads
-from janus_mega.checkpoint.reader import CheckpointReader, open_checkpoint
+from janus_mega.checkpoint.reader import EMA_PREFIX, CheckpointReader, open_checkpoint
 from janus_mega.checkpoint.tensor_file import damaged
 from janus_mega.config import derive
 from janus_mega.config.load import load_config
@@ -56,6 +56,8 @@ class TrainedModel:
 
     reader: CheckpointReader
     config: RunConfig
+    averaged: bool = False
+    """Whether weights are the moving average; those that never trained have none and are what they are."""
 
     @property
     def model(self) -> ModelConfig:
@@ -106,18 +108,27 @@ class TrainedModel:
         """One whole weight; rows that only padded the vocabulary are cut off."""
         if name.startswith(IMAGE_TOKENIZER_PREFIX):
             return self._image_tokenizer_weights[name]
-        tensor = self.reader.read(name)
+        average = EMA_PREFIX + name
+        tensor = self.reader.read(average if self.averaged and average in self.reader.names else name)
         return tensor[: self.model.backbone.vocab_size] if name in _VOCABULARY_TENSORS else tensor
 
 
-def open_trained(directory: Path) -> TrainedModel:
+def open_trained(directory: Path, *, averaged: bool = False) -> TrainedModel:
     """Opens a step directory of a Janus run.
 
+    Args:
+        directory: the checkpoint.
+        averaged: give the moving average of the weights.
+
     Raises:
-        UserError: not a checkpoint, damaged, or of another kind of run.
+        UserError: not a checkpoint, damaged, of another kind of run, or without an average that is asked for.
     """
     reader = open_checkpoint(Path(directory))
-    return TrainedModel(reader, _config_of(reader))
+    if averaged and not any(name.startswith(EMA_PREFIX) for name in reader.names):
+        raise UserError(
+            f"{directory}: holds no average of the weights; train with optimizer.ema_decay, or leave --ema out"
+        )
+    return TrainedModel(reader, _config_of(reader), averaged)
 
 
 def _config_of(reader: CheckpointReader) -> RunConfig:

@@ -28,6 +28,7 @@ ConfigFile = Annotated[str, typer.Argument(metavar="FILE", help="YAML of a run: 
 Checkpoint = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="A step directory, or a run directory: its newest checkpoint.")
 ]
+Ema = Annotated[bool, typer.Option("--ema", help="Take the moving average of the weights.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override values of the file.")]
 
 app = typer.Typer(
@@ -160,12 +161,15 @@ def export(
     out: Annotated[Path, typer.Option(help="Directory to write.")],
     dtype: Annotated[str, typer.Option(help="Number format: float32, bfloat16 or float16.")] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the directory if it exists.")] = False,
+    ema: Ema = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face directory that transformers alone loads."""
     from janus_mega.checkpoint.hf_export import export_hf
+    from janus_mega.checkpoint.trained import open_trained
     from janus_mega.cli.paths import checkpoint_at
 
-    print(export_hf(checkpoint_at(checkpoint), out, dtype=dtype, overwrite=overwrite))
+    trained = open_trained(checkpoint_at(checkpoint), averaged=ema)
+    print(export_hf(trained, out, dtype=dtype, overwrite=overwrite))
 
 
 @app.command()
@@ -184,6 +188,7 @@ def generate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
     seed: Annotated[int, typer.Option(help="Fixes every draw.")] = 0,
+    ema: Ema = False,
 ) -> None:
     """Draw captions, answer a question about pictures, or continue a text."""
     if bool(caption) + bool(question) + bool(beginning) != 1:
@@ -193,7 +198,7 @@ def generate(
     from janus_mega.cli.paths import checkpoint_at
     from janus_mega.infer.model import load_trained
 
-    model = load_trained(checkpoint_at(checkpoint))
+    model = load_trained(checkpoint_at(checkpoint), averaged=ema)
     if caption:
         drawn_at = 1.0 if temperature is None else temperature
         for path in draw_captions(model, caption, out, guidance_scale=guidance, temperature=drawn_at, seed=seed):

@@ -17,6 +17,7 @@ from janus_mega.config.schema import (
     Backend,
     Module,
     OptimizerConfig,
+    OptimizerState,
     ParallelConfig,
     RunConfig,
     StageConfig,
@@ -206,6 +207,8 @@ def stage_rules(stage: StageConfig) -> Iterator[str]:
     repeated = sorted({module.value for module in stage.trainable if stage.trainable.count(module) > 1})
     if repeated:
         yield f"stage.trainable names {', '.join(repeated)} more than once; name each module once"
+    if stage.optimizer_state is OptimizerState.carry and not stage.init_from:
+        yield "stage.optimizer_state carry needs a checkpoint to carry it from; set stage.init_from, or leave it fresh"
     if stage.num_steps < 1:
         yield f"stage.num_steps {stage.num_steps} must be at least 1"
     if not 0 <= stage.stop_at_step <= max(stage.num_steps, 0):

@@ -251,10 +251,10 @@ def batches_of_equal_length(lengths: Sequence[int], batch_size: int) -> Iterator
             yield numbers[start : start + batch_size]
 
 
-def load_trained(checkpoint_dir: Path, device: torch.device | str = "cpu") -> InferenceModel:
-    """The model of a step directory, ready to generate.
+def load_trained(checkpoint_dir: Path, device: torch.device | str = "cpu", *, averaged: bool = False) -> InferenceModel:
+    """The model of a step directory, ready to generate; `averaged` takes the moving average of its weights.
 
     Raises:
-        UserError: not a checkpoint of a Janus, damaged, or saved without its tokenizers.
+        UserError: not a checkpoint of a Janus, damaged, saved without its tokenizers, or without an average.
     """
-    return InferenceModel(open_trained(Path(checkpoint_dir)), device)
+    return InferenceModel(open_trained(Path(checkpoint_dir), averaged=averaged), device)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from janus_mega.checkpoint.reader import EMA_PREFIX, CheckpointReader, open_checkpoint
+from janus_mega.checkpoint.reader import EMA_PREFIX, OPTIMIZER_PREFIX, CheckpointReader, open_checkpoint
 from janus_mega.checkpoint.state import TrainState
 from janus_mega.config.schema import OptimizerState
 from janus_mega.engine.ema import MovingAverage
@@ -45,7 +45,7 @@ class LiveState:
         self._workload = workload
         self._recipe = recipe
         self._shards = shards
-        self._health = health
+        self.health = health
 
     @property
     def shards(self) -> Sequence[ShardedParameter]:
@@ -71,14 +71,14 @@ class LiveState:
             config_text=self._workload.config_text,
             data_cursor=order.cursor(step),
             counters=self.totals.read(self.engine.groups),
-            health=self._health.state(),
+            health=self.health.state(),
             rng=generator_states(),
         )
 
     def resume(self, reader: CheckpointReader) -> None:
         """Fills what `build_engine` has not: the optimizer, and what is no tensor. The engine is freshly built."""
         state = reader.read_state(self.engine.groups.layout.rank)
-        self._health.restore(state.health, state.step)
+        self.health.restore(state.health, state.step)
         self._fill_optimizer(reader)
         self._workload.order.restore(state.data_cursor)
         self.totals.restore(state.counters)
@@ -91,9 +91,19 @@ class LiveState:
             self._carry(open_checkpoint(Path(self._recipe.init_from)))
 
     def _carry(self, reader: CheckpointReader) -> None:
-        """Begins a stage with the optimizer of the one before, see `schema.OptimizerState`."""
+        """Begins a stage with the optimizer of another: its count of updates, moments and average.
+
+        What did not train there has moments of zero and its average begins as its weights. AdamW counts updates once
+        for many parameters, so these share the carried count and their moments are not corrected for having begun at
+        zero: their first update is (1 - beta1) / sqrt(1 - beta2) of the rate (0.45 at 0.9 and 0.95), not 1.
+        """
+        if not any(name.startswith(OPTIMIZER_PREFIX) for name in reader.names):
+            raise UserError(
+                f"{reader.directory}: holds no optimizer state to carry; set stage.optimizer_state=fresh, or start "
+                "from a checkpoint of a run"
+            )
         state = reader.read_state()
-        self._health.updates = state.health.get("updates", state.step)
+        self.health.updates = state.health.get("updates", state.step)
         self._fill_optimizer(reader, known_only=True)
 
     def go_back(self, reader: CheckpointReader, step: int) -> None:
@@ -102,7 +112,7 @@ class LiveState:
         Step, position in the data, totals and generators stay. Collective over: dp.
         """
         state = reader.read_state()
-        self._health.go_back(state.health, state.step, step)
+        self.health.go_back(state.health, state.step, step)
         fill_masters(reader, self.engine, self._shards)
         self._fill_optimizer(reader)
 
@@ -113,9 +123,9 @@ class LiveState:
             reader: the checkpoint.
             known_only: what the checkpoint does not hold stays zero (moments) or as the weights (averages).
         """
-        self.engine.create_moments(self._health.updates)
+        self.engine.create_moments(self.health.updates)
         known = set(reader.names) if known_only else None
-        if self._health.updates:
+        if self.health.updates:
             reader.fill(_known(held_moments(self.engine, self._shards), known))
         if self.average:
             self.average.restart()

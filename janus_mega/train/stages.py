@@ -16,7 +16,7 @@ from data_pipeline.errors import UserError
 from janus_mega.checkpoint.manager import find_latest, list_checkpoints
 from janus_mega.config import derive
 from janus_mega.config.load import load_config
-from janus_mega.config.schema import Module, RunConfig
+from janus_mega.config.schema import Module, OptimizerState, RunConfig
 from janus_mega.config.schema_stages import Border, StagesConfig
 from janus_mega.config.validate import validate_run
 from janus_mega.models.count import backbone_parameters, module_parameters
@@ -126,7 +126,7 @@ def slurm_lines(planned: Sequence[PlannedStage]) -> Iterator[str]:
 
 def describe_stages(planned: Sequence[PlannedStage]) -> Iterator[str]:
     """What trains where: per stage its steps, ratios and borders, then modules by pipeline rank."""
-    for stage in planned:
+    for number, stage in enumerate(planned):
         config, reached = stage.config, stage.reached_step()
         optimizer, parallel = config.optimizer, config.parallel
         done = "done" if reached >= stage.last_step else f"at step {reached}" if reached else "not started"
@@ -137,11 +137,27 @@ def describe_stages(planned: Sequence[PlannedStage]) -> Iterator[str]:
         yield f"  steps      {stage.last_step}{stop}, {config.stage.global_batch_size} rows of {config.data.seq_len}"
         yield f"  ratios     {shares}"
         yield f"  rate       {optimizer.lr:g} {optimizer.schedule.value}, warm-up {optimizer.warmup_steps}"
-        yield f"  starts     {config.stage.init_from or 'fresh'}; optimizer state fresh"
+        yield f"  starts     {config.stage.init_from or 'fresh'}"
+        yield f"  optimizer  {_optimizer_start(stage, planned[:number])}"
         yield f"  run        {config.run_dir}"
         yield f"  layout     tp {parallel.tp_size} x pp {parallel.pp_size} x dp {dp_size}, {parallel.backend.value}"
         yield from _module_table(config)
         yield ""
+
+
+def _optimizer_start(stage: PlannedStage, earlier: Sequence[PlannedStage]) -> str:
+    """What becomes of moments at the stage's start, by module where the stage it starts from is of the chain."""
+    here = stage.config.stage
+    if here.optimizer_state is OptimizerState.fresh:
+        return "fresh"
+    sources = [other for other in earlier if Path(here.init_from).parent == other.root]
+    if not sources:
+        return "carried where parameters trained before"
+    before = sources[0].config.stage.trainable
+    carried, new = (
+        [module.value for module in here.trainable if (module in before) is known] for known in (True, False)
+    )
+    return f"carried for {', '.join(carried) or 'nothing'}" + (f", fresh for {', '.join(new)}" if new else "")
 
 
 def _module_table(config: RunConfig) -> Iterator[str]:

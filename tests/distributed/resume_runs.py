@@ -1,0 +1,180 @@
+"""Runs that are stopped and go on, and what tests compare: values of every step, and everything the last one saved.
+
+A run that nothing disturbs also saves halfway, which changes nothing in it. Going on then means: another run directory
+that holds only that checkpoint, in new processes. So one undisturbed run is the first half of many others.
+"""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from torch import Tensor
+
+from janus_mega.checkpoint.compare import Comparison, compare
+from janus_mega.checkpoint.reader import CheckpointReader, open_checkpoint
+from janus_mega.config.load import dump
+from janus_mega.config.schema import (
+    CheckpointConfig,
+    HealthConfig,
+    LoggingConfig,
+    Module,
+    OptimizerConfig,
+    OptimizerState,
+    ParallelConfig,
+    RunConfig,
+    Schedule,
+    StageConfig,
+)
+from janus_mega.models.placement import PlacedBatch
+from janus_mega.parallel.groups import ProcessGroups, build_groups
+from janus_mega.train.janus import JanusWorkload, recipe_of
+from janus_mega.train.order import FixedOrder
+from janus_mega.train.run import run
+from tests.support.ranks import import_what_ranks_need, results_of_ranks
+from tests.support.shards import TinyShards
+from tests.support.tiny import STAGE3, TinyWorkload, tiny_model
+
+import_what_ranks_need()
+
+STEPS = 4
+PLANNED = 6
+"""Steps the schedule is made for: rates differ in every step, none is 0."""
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Case:
+    """How a run is trained."""
+
+    world_size: int
+    parallel: ParallelConfig
+    ema: float = 0.0
+    draws: bool = False
+    """Whether batches are changed by all random generators, which then must go on where they were."""
+    shards: TinyShards | None = None
+    """Real rows of a compiled plan; else the hard rows of `tiny`."""
+    trainable: tuple[Module, ...] = STAGE3
+    init_from: str = ""
+    optimizer_state: OptimizerState = OptimizerState.fresh
+    last_step: int = STEPS
+    max_skips: int = 5
+    patch: Callable[[], None] | None = None
+    """Called in every rank before anything is built."""
+
+
+class HashedOrder(FixedOrder):
+    """Tells rows apart, as the order of a plan does."""
+
+    def row_digests(self, batches: Sequence[dict[str, Tensor]]) -> list[bytes]:
+        return [sha256(row.numpy().tobytes()).digest() for batch in batches for row in batch["input_ids"]]
+
+
+class DrawingWorkload(TinyWorkload):
+    """Pictures are brightened by what five generators say, one draw of each for every micro-batch."""
+
+    def place(self, batch: dict[str, Tensor], groups: ProcessGroups) -> PlacedBatch:
+        with get_cuda_rng_tracker().fork("data-parallel-rng"):
+            drawn = int(torch.randint(0, 9, ()))
+        drawn += int(torch.randint(0, 9, ())) + random.randrange(9) + int(random.gauss(9, 3))
+        drawn += int(np.random.normal(9, 3))  # noqa: NPY002
+        return super().place({**batch, "pixel_values": batch["pixel_values"] + drawn % 200}, groups)
+
+
+def undisturbed(run_dir: Path, case: Case, stop: int) -> Path:
+    """Trains to the end, and saves at step `stop` on the way."""
+    _run(run_dir, case, save_every=stop)
+    return run_dir
+
+
+def resumed(run_dir: Path, source: Path, stop: int, case: Case) -> Path:
+    """Goes on in some layout from the checkpoint that another run saved at step `stop`."""
+    step = f"step-{stop:08d}"
+    copytree(source / CHECKPOINTS / step, run_dir / CHECKPOINTS / step)
+    _run(run_dir, case, save_every=0)
+    return run_dir
+
+
+def _run(run_dir: Path, case: Case, save_every: int) -> None:
+    results_of_ranks(_train, case.world_size, run_dir, case, save_every)
+
+
+def _train(run_dir: Path, case: Case, save_every: int) -> str:
+    if case.patch:
+        case.patch()
+    parallel = case.parallel
+    groups = build_groups(parallel.tp_size, parallel.pp_size, 5, parallel.virtual_pp_size)
+    config = config_of(run_dir, case, save_every)
+    if case.shards is not None:
+        return str(run(JanusWorkload(config), recipe_of(config), groups))
+    workload = (DrawingWorkload if case.draws else TinyWorkload)(case.trainable, parallel)
+    workload.order, workload.config_text = HashedOrder("tiny"), dump(config)
+    recipe = replace(recipe_of(config), name="tiny")
+    return str(run(workload, recipe, groups))
+
+
+def config_of(run_dir: Path, case: Case, save_every: int) -> RunConfig:
+    """The whole configuration of a case."""
+    model = tiny_model()
+    if case.shards is not None:
+        codebook_size = case.shards.spec.geometry.codebook_size
+        backbone, tokenizer = model.backbone, model.image_tokenizer
+        model = replace(
+            model,
+            backbone=replace(backbone, vocab_size=512),
+            image_tokenizer=replace(tokenizer, codebook_size=codebook_size),
+        )
+    config = RunConfig(
+        name="janus",
+        run_dir=str(run_dir),
+        seed=5,
+        model=model,
+        parallel=case.parallel,
+        optimizer=OptimizerConfig(
+            lr=1e-3, weight_decay=0.1, clip_grad_norm=0.1, schedule=Schedule.cosine, warmup_steps=2, ema_decay=case.ema
+        ),
+        stage=StageConfig(
+            name="stage3",
+            trainable=list(case.trainable),
+            num_steps=PLANNED,
+            stop_at_step=case.last_step,
+            global_batch_size=8,
+            init_from=case.init_from,
+            optimizer_state=case.optimizer_state,
+        ),
+        logging=LoggingConfig(log_every=1, tensorboard=False),
+        checkpoint=CheckpointConfig(save_every=save_every, keep_last=STEPS + 2),
+        health=HealthConfig(max_skips_in_a_row=case.max_skips),
+    )
+    return replace(config, data=case.shards.spec) if case.shards is not None else config
+
+
+def saved(run_dir: Path, step: int = STEPS) -> CheckpointReader:
+    """The checkpoint of a step."""
+    return open_checkpoint(run_dir / CHECKPOINTS / f"step-{step:08d}")
+
+
+def difference_of(run_dir: Path, other: Path) -> Comparison:
+    """What the last checkpoints of two runs have different: weights, moments, averages, generators, state."""
+    return compare(saved(run_dir), saved(other))
+
+
+COMPARED = ("loss", "grad_norm", "lr", "amount/", "source_tokens/", "total/", "batch_hash")
+
+
+def told(run_dir: Path, after: int = 0) -> dict[int, dict[str, Any]]:
+    """What a run logged of each step but wall time and memory: losses, norm, rates, totals, the hash of its rows."""
+    found: dict[int, dict[str, Any]] = {}
+    for file in ("metrics.jsonl", "batches.jsonl"):
+        for line in (run_dir / file).read_text(encoding="utf-8").splitlines():
+            values = json.loads(line)
+            kept = {name: values[name] for name in values if name.startswith(COMPARED) and name != "total/seconds"}
+            found.setdefault(values["step"], {}).update(kept)
+    return {step: values for step, values in found.items() if step > after}
