@@ -41,7 +41,7 @@ from janus_mega.checkpoint.format import (
 from janus_mega.checkpoint.reader import RNG_PREFIX, open_checkpoint
 from janus_mega.checkpoint.staging import Snapshot
 from janus_mega.checkpoint.state import TrainState
-from janus_mega.checkpoint.tensor_file import DTYPE_NAMES, write_safetensors
+from janus_mega.checkpoint.tensor_file import DTYPE_NAMES, Digests, write_safetensors
 from janus_mega.parallel.slices import Box, Slice, check_coverage
 
 _log = logging.getLogger(__name__)
@@ -127,6 +127,41 @@ def save_checkpoint(
     return saved[-1].path
 
 
+def save_files(
+    root: Path,
+    write: Callable[[Path], None],
+    state: TrainState,
+    *,
+    extra_files: Mapping[str, bytes | Path],
+    about: Mapping[str, Any],
+    disk: Disk = DISK,
+) -> Path:
+    """Publishes a checkpoint whose tensor files one process writes for all ranks; returns its directory.
+
+    Args:
+        root: a directory that no two processes save into at once.
+        write: makes the file and the note (`write_note`) of every rank in the directory it is given.
+        state: where the run stood; generators apart, which are tensors here.
+        extra_files: as in `save_checkpoint`.
+        about: the manifest's JSON values, `world_size` (files of tensors) among them.
+        disk: where it happens.
+
+    Raises:
+        ValueError: pieces overlap or are missing (names tensor and range).
+        OSError: writing failed; nothing was published.
+    """
+    mine = unclaimed(root)
+    aside = mine.directory / f"step-{state.step:08d}"
+    try:
+        _open_aside(mine, aside, disk)
+        write(aside)
+        _join(aside, state, {**about, "attempt": 0, "step": state.step}, extra_files, disk)
+        _publish(mine, aside, state.step, disk)
+    except Exception as error:
+        _give_up(mine, aside, error, True, disk)
+    return _at_step(mine.root, state.step)[-1].path
+
+
 def _give_up(mine: Claim, aside: Path, failure: Exception | None, is_first: bool, disk: Disk) -> None:
     """Makes room again, as the disk may be full, and raises."""
     if is_first:
@@ -157,24 +192,34 @@ def _write_rank(aside: Path, slices: Iterable[Slice], state: TrainState, rank: i
     for name, tensor in state.rng.items():
         shape = tuple(tensor.shape)
         pieces.append(Slice(f"{RNG_PREFIX}{rank:05d}/{name}", shape, (0,) * len(shape), tensor))
-    keys = [f"{piece.name}@{','.join(map(str, piece.offset))}" for piece in pieces]
+    keys = [key_of(piece) for piece in pieces]
     tensors = [(key, piece.tensor) for key, piece in zip(keys, pieces, strict=True)]
     metadata = {"rank": str(rank), "step": str(state.step)}
     numbers = {key: number for number, key in enumerate(keys)}
     written = (lambda key: slices.written(numbers[key])) if isinstance(slices, Snapshot) else None
     digests = write_safetensors(aside / rank_file(rank), tensors, metadata, disk, written)
+    write_note(aside, rank, pieces, digests, disk)
+
+
+def key_of(piece: Slice) -> str:
+    """What a piece is called in its file."""
+    return f"{piece.name}@{','.join(map(str, piece.offset))}"
+
+
+def write_note(aside: Path, rank: int, pieces: Iterable[Slice], digests: Digests, disk: Disk) -> None:
+    """Tells rank 0 what the file of a rank holds; only name, place, shape and format of pieces are looked at."""
     entry = FileEntry(rank_file(rank), digests.num_bytes, digests.tree, is_tree=True)
     rows = [
         {
             "name": piece.name,
             "dtype": DTYPE_NAMES[piece.tensor.dtype],
             "global_shape": piece.global_shape,
-            "key": key,
+            "key": key_of(piece),
             "offset": piece.offset,
             "shape": tuple(piece.tensor.shape),
-            "sha256": digests.tensors[key].hex(),
+            "sha256": digests.tensors[key_of(piece)].hex(),
         }
-        for key, piece in zip(keys, pieces, strict=True)
+        for piece in pieces
     ]
     note = dump_json({"file": asdict(entry), "pieces": rows})
     with disk.create(aside / _note(rank)) as file:  # rank 0 reads it in a moment; it need not outlive the machine

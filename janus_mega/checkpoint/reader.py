@@ -108,9 +108,9 @@ class CheckpointReader:
                 if shared:
                     content = self._read_piece(piece)
                     for view, common in shared:
-                        view.tensor[index_of(common, view.offset)] = content[index_of(common, box.offset)].to(
-                            view.tensor.device
-                        )
+                        part = content[index_of(common, box.offset)]
+                        view.tensor[index_of(common, view.offset)] = part.to(view.tensor.device)
+                    del content, part  # before the next is read: one piece at a time
 
     def read(self, name: str) -> Tensor:
         """A whole tensor."""

@@ -174,7 +174,7 @@ def write_safetensors(
         written: told the key of each tensor, in some thread, once its bytes are not looked at any more.
     """
     ordered = sorted(tensors, key=lambda item: file_rank(item[1]))
-    head, size = _head(path, ordered, metadata)
+    head, size = head_of(path, ordered, metadata)
     digests: dict[str, Digest] = {}
     with disk.create(path) as file, Hashing(num_hashing_threads()) as hashing:
         disk.write(file, head)
@@ -193,7 +193,7 @@ def write_safetensors(
     return Digests(size, hashlib.sha256(head).digest(), {key: digest.digest() for key, digest in digests.items()})
 
 
-def _head(path: Path, ordered: Sequence[tuple[str, Tensor]], metadata: Mapping[str, str]) -> tuple[bytes, int]:
+def head_of(path: Path, ordered: Sequence[tuple[str, Tensor]], metadata: Mapping[str, str]) -> tuple[bytes, int]:
     """Length and header of a file, and the size of the whole file."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     position = 0

@@ -1,4 +1,5 @@
-"""`janus-mega checkpoint ...`: which there are, whether they are whole, what they hold, what two have different."""
+"""`janus-mega checkpoint ...`: which there are, whether they are whole, what they hold, what two have different; files
+for another layout."""
 
 import json
 from dataclasses import asdict
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from janus_mega.checkpoint.reader import CheckpointReader
 
 checkpoint_app = typer.Typer(
-    help="List, verify, inspect and compare training checkpoints.", no_args_is_help=True, rich_markup_mode=None
+    help="List, verify, inspect, compare and reshard training checkpoints.", no_args_is_help=True, rich_markup_mode=None
 )
 
 _Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or the folder of its checkpoints.")]
@@ -139,3 +140,49 @@ def diff(
         print(f"{found.num_equal} tensors equal, {len(found.different)} differ")
     if not found.are_equal:
         raise typer.Exit(_DIFFERENT)
+
+
+@checkpoint_app.command()
+def reshard(
+    checkpoint: _Checkpoint,
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder that receives the step directory; made if missing.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="The layout: parallel.tp_size=2, ...; the rest is the run's own."
+        ),
+    ] = None,
+    ranks: Annotated[int, typer.Option(help="Ranks of the layout; as many as saved it by default.")] = 0,
+) -> None:
+    """Write a checkpoint again with files for another layout, so that each of its ranks reads its own share alone.
+
+    A run loads any checkpoint in any layout; this is for loading with many ranks what few have saved. To go on from it,
+    let OUT be the folder `checkpoints` of a new run directory.
+    """
+    from janus_mega.checkpoint.format import CONFIG_FILE
+    from janus_mega.checkpoint.reader import open_checkpoint
+    from janus_mega.checkpoint.reshard import Target
+    from janus_mega.checkpoint.reshard import reshard as write_again
+    from janus_mega.cli.paths import checkpoint_at
+    from janus_mega.config import derive
+    from janus_mega.config.load import load_config
+    from janus_mega.config.schema import Backend, RunConfig
+    from janus_mega.config.validate import validate_run
+    from janus_mega.observe.progress import Progress
+
+    reader = open_checkpoint(checkpoint_at(checkpoint))
+    config = load_config(RunConfig, reader.path(CONFIG_FILE), overrides or []).config
+    world_size = ranks or int(reader.manifest["world_size"])
+    validate_run(config, world_size)
+    parallel = config.parallel
+    target = Target(
+        world_size,
+        parallel.tp_size,
+        tuple(derive.layer_counts(config.model, parallel)),
+        parallel.pp_size,
+        cuts_parameters=parallel.backend is Backend.deepspeed and parallel.zero_stage == 3,
+    )
+    with Progress("reshard", 0) as progress:
+        print(write_again(reader, out, target, progress=progress.reach))

@@ -84,7 +84,7 @@ def _global_name(local_name: str, first_layer: int) -> str:
 
 
 def _sharded(name: str, parameter: nn.Parameter, layout: Layout) -> ShardedParameter:
-    rule = next((rule for rule in SHARD_RULES if fnmatchcase(name, rule.pattern)), None)
+    rule = _rule_of(name)
     # The attributes megatron-core and DeepSpeed look at to tell a cut parameter from a replicated one.
     parameter.tensor_model_parallel = rule is not None  # type: ignore[attr-defined]
     parameter.partition_dim = rule.dim if rule else -1  # type: ignore[attr-defined]
@@ -94,20 +94,48 @@ def _sharded(name: str, parameter: nn.Parameter, layout: Layout) -> ShardedParam
 
 def _shard(name: str, parameter: nn.Parameter, rule: ShardRule | None, layout: Layout) -> ShardedParameter:
     shape = tuple(parameter.shape)
+    regions = _regions(rule, shape, layout.tp_size, layout.tp_rank)
+    if rule is None:
+        return ShardedParameter(name, parameter, shape, shape, regions, is_cut=False)
+    global_shape = tuple(size * layout.tp_size if dim == rule.dim else size for dim, size in enumerate(shape))
+    return ShardedParameter(name, parameter, global_shape, shape, regions, is_cut=True)
+
+
+def _regions(rule: ShardRule | None, shape: tuple[int, ...], tp_size: int, tp_rank: int) -> tuple[Region, ...]:
+    """What a local parameter of some shape holds of the global one."""
     if rule is None:
         origin = (0,) * len(shape)
-        return ShardedParameter(name, parameter, shape, shape, (Region(origin, origin, shape),), is_cut=False)
+        return (Region(origin, origin, shape),)
     rows = shape[rule.dim] // rule.num_stacked
-    regions = tuple(
+    return tuple(
         Region(
             local_offset=_along(rule.dim, len(shape), stacked * rows),
-            global_offset=_along(rule.dim, len(shape), (stacked * layout.tp_size + layout.tp_rank) * rows),
+            global_offset=_along(rule.dim, len(shape), (stacked * tp_size + tp_rank) * rows),
             shape=tuple(rows if dim == rule.dim else size for dim, size in enumerate(shape)),
         )
         for stacked in range(rule.num_stacked)
     )
-    global_shape = tuple(size * layout.tp_size if dim == rule.dim else size for dim, size in enumerate(shape))
-    return ShardedParameter(name, parameter, global_shape, shape, regions, is_cut=True)
+
+
+def tp_parts(
+    name: str, global_shape: tuple[int, ...], tp_size: int
+) -> list[tuple[tuple[int, ...], tuple[Region, ...]]]:
+    """Local shape and regions of a parameter on each tp rank that is the one to write it; one where it is not cut.
+
+    Raises:
+        ValueError: its rows cannot be cut into so many parts.
+    """
+    rule = _rule_of(name)
+    if rule is None:
+        return [(global_shape, _regions(None, global_shape, 1, 0))]
+    if global_shape[rule.dim] % (tp_size * rule.num_stacked):
+        raise ValueError(f"{name}: {global_shape[rule.dim]} rows cannot be cut into {tp_size} tp parts")
+    shape = tuple(size // tp_size if dim == rule.dim else size for dim, size in enumerate(global_shape))
+    return [(shape, _regions(rule, shape, tp_size, tp_rank)) for tp_rank in range(tp_size)]
+
+
+def _rule_of(name: str) -> ShardRule | None:
+    return next((rule for rule in SHARD_RULES if fnmatchcase(name, rule.pattern)), None)
 
 
 def _along(dim: int, ndim: int, offset: int) -> tuple[int, ...]:

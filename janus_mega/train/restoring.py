@@ -160,7 +160,7 @@ def _same_places(reader: CheckpointReader, recipe: Recipe, world_size: int) -> b
     saved, parallel = reader.manifest.get("layout", {}), recipe.parallel
     mine = {"tp_size": parallel.tp_size, "pp_size": parallel.pp_size, "virtual_pp_size": parallel.virtual_pp_size}
     same = all(saved.get(name, size) == size for name, size in mine.items())
-    return same and int(reader.manifest["world_size"]) == world_size
+    return same and int(saved.get("world_size", reader.manifest["world_size"])) == world_size
 
 
 def fill_parameters(reader: CheckpointReader, shards: Sequence[ShardedParameter]) -> None:

@@ -18,6 +18,7 @@ import torch
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch import Tensor
 
+from data_pipeline.spec import DataSpec
 from janus_mega.checkpoint.compare import Comparison, compare
 from janus_mega.checkpoint.reader import CheckpointReader, open_checkpoint
 from janus_mega.config.load import dump
@@ -153,7 +154,7 @@ def config_of(run_dir: Path, case: Case, save_every: int) -> RunConfig:
         checkpoint=CheckpointConfig(save_every=save_every, keep_last=STEPS + 2),
         health=HealthConfig(max_skips_in_a_row=case.max_skips),
     )
-    return replace(config, data=case.shards.spec) if case.shards is not None else config
+    return replace(config, data=case.shards.spec if case.shards else DataSpec(text_tokenizer="none"))
 
 
 def saved(run_dir: Path, step: int = STEPS) -> CheckpointReader:
