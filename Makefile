@@ -1,8 +1,11 @@
 # What a newcomer needs: python3 (>= 3.11) and make. Every target sets up .venv first; a second run installs nothing.
 #   make demo    the main job on real data, ends with a table and the path of report.html
-#   make test    the tests
+#   make test    the tests, without tests/faults
+#   make faults  tests/faults: a fifth of the campaign below; another one with JANUS_FAULT_SEED=1 (to 4)
+#   make test-faults  crashes, power losses, kills, damage, failing disks and ranks: the whole campaign (half an hour)
 #   make fuzz    ten thousand damaged tars, members and pictures through every reader (a minute)
 #   make check   format, lint, import contracts, types, size budgets
+# `make test faults` is every test once, as is `pytest` without arguments.
 # A smaller torch without CUDA: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 PYTHON ?= python3
@@ -17,7 +20,7 @@ pinned = $(shell sed -n 's/^$(1)==/$(1)==/p' constraints.txt)
 # The stamp's name holds a checksum of what it was installed from: other pins mean another stamp.
 STAMP := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 
-.PHONY: setup demo test fuzz check clean
+.PHONY: setup demo test faults test-faults fuzz check clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -38,7 +41,13 @@ demo: $(STAMP)
 	$(BIN)/janus-mega demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --ignore tests/faults $(PYTEST_ARGS)
+
+faults: $(STAMP)
+	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+
+test-faults: $(STAMP)
+	JANUS_FAULTS=all $(BIN)/python -m pytest --durations 15 tests/faults $(PYTEST_ARGS)
 
 fuzz: $(STAMP)
 	JANUS_FUZZ_CASES=10000 $(BIN)/python -m pytest -q tests/data/test_fuzz.py
