@@ -11,9 +11,10 @@ Held all the time, in bytes per parameter (w: 2 in bf16, 4 in fp32; D: dp_size; 
 Kept per token and decoder layer for backward, in elements (h width, f inner width, n query and k kv heads of width d;
 tp cuts n, k, f, and with sequence parallel h between blocks): per norm its input, its output (and on the CPU, which has
 no fused kernel, input and normalised input in fp32); 4 d of rotary factors; queries, keys, values, output and fp32 sums
-of attention; what enters the output projection; 2 f of gate and up, f of the activated gate, f of their product. A
-frozen layer that gradients cross keeps no matrix's input. Recomputation trades these for a layer's input (full) or the
-attention's inputs (selective), plus one layer's worth while it is computed again.
+of attention; what enters the output projection; 2 f of gate and up, f of the activated gate, f of up with megatron's
+offset (zero) added, f of their product. A frozen layer that gradients cross keeps no matrix's input. Recomputation
+trades these for a layer's input (full) or the attention's inputs (selective), plus one layer's worth while it is
+computed again.
 
 The peak is the larger of two moments: backward of the last micro-batch's head with everything in flight, and the
 update. 1F1B keeps pp_size - rank micro-batches in flight, an interleaved pipeline (pp_size - rank - 1) * 2 +
@@ -45,7 +46,7 @@ class Memory:
     moments: int
     gradients: int
     buckets: int
-    """Gradient bucket of DeepSpeed; with ZeRO-3 also weights that are gathered."""
+    """Gradient bucket of DeepSpeed's ZeRO-2 and 3; with ZeRO-3 also weights that are gathered."""
     batches: int
     """Placed micro-batches of the step."""
     activations: int
@@ -133,8 +134,7 @@ def _buckets(config: RunConfig, shape: RankShape) -> int:
     if parallel.zero_stage == 3:
         # Gathered: everything of a small model (nothing is let go that is needed again within 1e9 elements).
         return FP32 * bucket + width * min(shape.weights, 1_000_000_000 + ZERO3_PERSISTENT)
-    is_accumulated_apart = parallel.precision is Precision.bf16 and parallel.zero_stage == 1
-    return 0 if is_accumulated_apart else width * bucket
+    return 0 if parallel.zero_stage == 1 else width * bucket  # ZeRO-1 reduces when backward is over: see _update
 
 
 def _layers(config: RunConfig, shape: RankShape, batch: MicroBatch, on_cpu: bool) -> tuple[float, float]:
@@ -149,9 +149,15 @@ def _layers(config: RunConfig, shape: RankShape, batch: MicroBatch, on_cpu: bool
         return 0.0, width * batch.tokens * 4 * ffn
     norms = 2 * stream * (1 + trains + (FP32 // width * 2 - 1 if on_cpu else 0))
     attention = 2 * queries + 2 * keys + FP32 / width * backbone.num_heads / tp_size
-    inputs = queries + 2 * ffn + ffn + ffn if trains else 3 * ffn
+    inputs = queries + 5 * ffn if trains else 4 * ffn
     whole = norms + 4 * head_dim + attention + inputs
     backward = 3 * ffn  # gradients of gate, up and the activated gate while all of the above is still held
+    if parallel.sequence_parallel:
+        backward += (
+            2 * backbone.hidden_size
+        )  # a matrix's whole input, gathered again, and its gradient before it is cut
+    if tp_size > 1 and parallel.tp_sums_in_fp32 and parallel.precision is Precision.bf16:
+        backward += (FP32 // width) * backbone.hidden_size * (2 if on_cpu else 1)  # gloo copies what it sums
     kept = whole
     if parallel.recompute is Recompute.full:
         kept, backward = stream, backward + whole
@@ -167,16 +173,17 @@ def _pathways(config: RunConfig, shape: RankShape, batch: MicroBatch) -> float:
         return 0.0
     model, trainable = config.model, config.stage.trainable
     hidden, encoder = model.backbone.hidden_size, model.understanding
-    patches = max(batch.images, 1) * derive.understanding_tokens(encoder)
-    per_patch, per_id = 0.0, 0.0
+    images, tokens = max(batch.images, 1), derive.understanding_tokens(encoder)
+    encoded = -(-images // config.parallel.tp_size) if config.parallel.split_encoder else images
+    kept, per_patch, per_id = 0.0, 0.0, 0.0
     if Module.understanding_encoder in trainable:
         layer = 8 * encoder.hidden_size + 2 * derive.encoder_ffn_size(encoder)
-        per_patch += encoder.num_layers * layer + encoder.hidden_size
+        kept = encoded * tokens * (encoder.num_layers * layer + encoder.hidden_size)
     if {Module.understanding_adaptor, Module.understanding_encoder} & set(trainable):
         per_patch += encoder.hidden_size + 3 * hidden
     if {Module.generation_adaptor, Module.generation_embedding} & set(trainable):
         per_id += model.image_tokenizer.code_dim + 3 * hidden
-    return element_bytes(config) * (patches * per_patch + batch.drawn * per_id)
+    return element_bytes(config) * (kept + images * tokens * per_patch + batch.drawn * per_id)
 
 
 def _heads(config: RunConfig, batch: MicroBatch, on_cpu: bool) -> int:
@@ -214,5 +221,7 @@ def _update(config: RunConfig, shape: RankShape, dp_size: int, on_cpu: bool) -> 
         return max(temporaries, FP32 * shape.trained if dp_size > 1 else 0)
     # Flat copies of this rank's gradients, and at ZeRO-1 the gradients that were averaged.
     copies = mine * (2 if parallel.zero_stage == 1 and dp_size > 1 else 1)
-    given_up = 0 if parallel.zero_stage > 1 else FP32 * shape.trained
-    return max(0, copies + temporaries - given_up)
+    if parallel.zero_stage > 1:
+        return copies + temporaries
+    bucket = FP32 * min(DEEPSPEED_BUCKET, shape.trained)
+    return max(bucket, copies + temporaries - FP32 * shape.trained)

@@ -9,14 +9,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from janus_mega.config import derive
-from janus_mega.config.schema import Backend, ParallelConfig, Precision, Recompute, RunConfig
+from janus_mega.config.schema import Backend, Module, ParallelConfig, Precision, Recompute, RunConfig
 from janus_mega.config.validate import run_problems
 from janus_mega.estimate.batch import MicroBatch, mean_micro_batch, num_micro_batches
 from janus_mega.estimate.gpus import GPUS_PER_NODE, LINK_SHARE, Gpu
 from janus_mega.estimate.memory import Memory, step_memory
 from janus_mega.estimate.shape import RankShape, rank_shapes
 from janus_mega.estimate.traffic import Traffic, step_traffic
-from janus_mega.observe.throughput import StepCounts, module_forward_flops, training_flops
+from janus_mega.observe.throughput import (
+    StepCounts,
+    encoder_forward_flops,
+    module_forward_flops,
+    training_flops,
+)
 
 USABLE_SHARE = 0.94
 """Of a GPU's memory that an estimate may fill: the closed forms are held to a tenth, and allocators waste some."""
@@ -91,7 +96,7 @@ def bubble_fraction(parallel: ParallelConfig, num_micro_batches: int) -> float:
 
 
 def _flops(config: RunConfig, num_gpus: int, batch: MicroBatch, count: int) -> tuple[float, float]:
-    """Model FLOPs of a step over all ranks, and with recomputation."""
+    """Model FLOPs of a step over all ranks, and with what is computed again or by every tp rank."""
     times = count * derive.dp_size(config.parallel, num_gpus)
     counts = StepCounts(
         tokens=times * batch.tokens,
@@ -106,7 +111,17 @@ def _flops(config: RunConfig, num_gpus: int, batch: MicroBatch, count: int) -> t
     backbone = next(flops for module, flops in forward.items() if module.value == "backbone")
     scores = 2.0 * counts.tokens * config.model.backbone.num_layers * config.model.backbone.hidden_size * seq_len
     again = {Recompute.none: 0.0, Recompute.selective: scores, Recompute.full: backbone}[config.parallel.recompute]
-    return model_flops, model_flops + again
+    return model_flops, model_flops + again + (config.parallel.tp_size - 1) * _repeated_flops(config, counts)
+
+
+def _repeated_flops(config: RunConfig, counts: StepCounts) -> float:
+    """What every tp rank works out for itself: both pathways, less the encoder where its images are dealt."""
+    pathways = replace(counts, tokens=0, text_labels=0, image_labels=0)
+    flops = training_flops(config.model, pathways, config.stage.trainable, config.data.seq_len)
+    if config.parallel.split_encoder:
+        passes = 3 if Module.understanding_encoder in config.stage.trainable else 1
+        flops -= passes * counts.understanding_images * encoder_forward_flops(config.model.understanding)
+    return flops
 
 
 def _communication_s(config: RunConfig, num_gpus: int, traffic: Traffic, gpu: Gpu) -> float:

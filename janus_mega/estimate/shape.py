@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from janus_mega.config import derive
-from janus_mega.config.schema import Module, Precision, RunConfig
+from janus_mega.config.schema import EncoderConfig, Module, Precision, RunConfig
 from janus_mega.models.count import module_parameters
 from janus_mega.observe.throughput import PATHS_INTO_BACKBONE
 from janus_mega.parallel.layout import ChunkPlace, chunk_places
@@ -98,6 +98,13 @@ def _backbone(config: RunConfig, chunks: tuple[ChunkPlace, ...]) -> int:
     return sum(len(chunk.layers) for chunk in chunks) * (matrices + norms) + final
 
 
+def encoder_tensors(encoder: EncoderConfig) -> list[int]:
+    """Elements of every parameter of the understanding encoder, which every tp rank holds whole."""
+    e, f = encoder.hidden_size, derive.encoder_ffn_size(encoder)
+    ends = [3 * encoder.patch_size**2 * e, derive.understanding_tokens(encoder) * e, e, e, e]
+    return ends + [*[e * e, e] * 4, e * f, f, e * f, *[e] * 5] * encoder.num_layers
+
+
 def _tensor_sizes(config: RunConfig, chunks: tuple[ChunkPlace, ...]) -> list[int]:
     """Elements of every parameter of these chunks."""
     model, tp_size = config.model, config.parallel.tp_size
@@ -108,11 +115,9 @@ def _tensor_sizes(config: RunConfig, chunks: tuple[ChunkPlace, ...]) -> list[int
     layer = [*matrices, width, width, *([head_dim] * 2 if backbone.qk_norm else [])]
     sizes = layer * sum(len(chunk.layers) for chunk in chunks)
     if any(chunk.is_first for chunk in chunks):
-        e, f = encoder.hidden_size, derive.encoder_ffn_size(encoder)
-        ends = [3 * encoder.patch_size**2 * e, derive.understanding_tokens(encoder) * e, e, e, e]
-        sizes += ends + [*[e * e, e] * 4, e * f, f, e * f, *[e] * 5] * encoder.num_layers
+        sizes += encoder_tensors(encoder)
         sizes += [backbone.vocab_size * width // tp_size, codes.codebook_size * codes.code_dim]
-        sizes += [e * width, codes.code_dim * width, *[width * width] * 2, *[width] * 4]
+        sizes += [encoder.hidden_size * width, codes.code_dim * width, *[width * width] * 2, *[width] * 4]
     if any(chunk.is_last for chunk in chunks):
         head = [width * inner, inner, inner * codes.codebook_size // tp_size, codes.codebook_size // tp_size]
         sizes += [width, backbone.vocab_size * width // tp_size, *head]

@@ -9,6 +9,7 @@ A the bytes of a micro-batch's stream [s, b, h], per micro-batch and layer:
                           2 all-gathers, and 2 all-gathers more where inputs of trained matrices were not kept whole
     full recomputation    the forward ones once more
     embedding             1 all-reduce of A
+    encoder, where split  1 all-gather of a share of the features, 1 all-reduce of its gradients per parameter
     heads                 per task 3 all-reduces of 4 bytes a label, and the gradient of what is scored
     pipeline              A (A/tp with sequence parallel) each way per border
 
@@ -23,7 +24,7 @@ from dataclasses import dataclass, field
 from janus_mega.config import derive
 from janus_mega.config.schema import Backend, Module, Precision, Recompute, RunConfig
 from janus_mega.estimate.batch import MicroBatch
-from janus_mega.estimate.shape import RankShape, element_bytes, enters_trained
+from janus_mega.estimate.shape import RankShape, element_bytes, encoder_tensors, enters_trained
 
 FP32 = 4
 NUM_TASKS = 3
@@ -56,13 +57,15 @@ def step_traffic(config: RunConfig, num_gpus: int, shape: RankShape, batches: Se
     if parallel.tp_size > 1:
         for batch in batches:
             _add_layers(traffic, config, shape, batch)
+            if shape.is_first and parallel.split_encoder:
+                _add_encoder(traffic, config, batch)
             if shape.is_last:
                 _add_heads(traffic, config, shape, batch)
     if parallel.pp_size > 1:
         _add_pipeline(traffic, config, shape, batches)
     dp_size = derive.dp_size(parallel, num_gpus)
     if num_gpus > 1:
-        traffic.add("world", "all_reduce", 8 * NUM_TASKS)
+        traffic.add("world", "all_reduce", 8 * (NUM_TASKS + 1))  # losses, and whether somebody was told to stop
     if dp_size > 1:
         traffic.add("dp", "all_reduce", 8 * NUM_TASKS)
     add = _add_megatron if parallel.backend is Backend.megatron else _add_deepspeed
@@ -104,6 +107,20 @@ def _add_layers(traffic: Traffic, config: RunConfig, shape: RankShape, batch: Mi
         traffic.add("tp", "all_reduce", width * element_bytes(config), norms)
     if config.model.backbone.qk_norm and trains:
         traffic.add("tp", "all_reduce", derive.head_dim(config.model.backbone) * element_bytes(config), 2 * backward)
+
+
+def _add_encoder(traffic: Traffic, config: RunConfig, batch: MicroBatch) -> None:
+    """Features of the rank's share of the images, and the sum of the encoder's gradients tensor by tensor."""
+    encoder, trainable = config.model.understanding, config.stage.trainable
+    trains = Module.understanding_encoder in trainable
+    if not batch.images and not trains and Module.understanding_adaptor not in trainable:
+        return
+    share = -(-max(batch.images, 1) // config.parallel.tp_size)
+    width = element_bytes(config)
+    traffic.add("tp", "all_gather", share * derive.understanding_tokens(encoder) * encoder.hidden_size * width)
+    if trains:
+        sizes = encoder_tensors(encoder)
+        traffic.add("tp", "all_reduce", width * sum(sizes) / len(sizes), len(sizes))
 
 
 def _add_heads(traffic: Traffic, config: RunConfig, shape: RankShape, batch: MicroBatch) -> None:

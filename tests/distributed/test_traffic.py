@@ -56,6 +56,8 @@ OFTEN = {
 SELDOM = {
     "tp2_full": (2, fp32(2, **FULL), STAGE3),
     "tp2_sp": (2, fp32(2, sequence_parallel=True), STAGE3),
+    "tp2_split_encoder": (2, fp32(2, split_encoder=True, micro_batch_size=2), STAGE3),
+    "tp2_split_encoder_stage1": (2, fp32(2, split_encoder=True), STAGE1),
     "dp2_bf16": (2, bf16(), STAGE3),
     "dp2_zero2_bf16": (2, bf16(zero_stage=2), STAGE3),
     "tp2_bf16_stage1": (2, bf16(2), STAGE1),
