@@ -28,7 +28,7 @@ from janus_mega.train.starting import started
 from janus_mega.train.watch import Watch
 from tests.support.tiny import STAGE3, TinyWorkload, fp32, tiny_recipe
 
-SETTLE_S = 1.0
+SETTLE_S = 4.0  # less than in production, but enough for a rank to say what it met, on a busy machine
 HEALTH = HealthConfig(hang_timeout_s=0.0, stop_grace_s=30.0)
 
 
