@@ -18,10 +18,8 @@ from typing import Any
 import torch
 
 from tests.distributed.layout_runs import BARS, NUM_STEPS, WEIGHT_STEPS, LayoutRun, compare, run_layout
-from tests.support.layouts import LAYOUTS
-from tests.support.tiny import STAGE1, STAGE3, fp32
-
-STAGES = {"stage1": STAGE1, "stage3": STAGE3}
+from tests.support.layouts import LAYOUTS, STAGES
+from tests.support.tiny import fp32
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Every layout trains as one process does: loss and gradient norm over five steps, every gradient by name, weights.
 
-`JANUS_LAYOUTS=all` measures the whole matrix; `python -m tools.measure_layouts` writes it down.
+A run measures the core and a few more that a seed picks (`JANUS_LAYOUT_SEED`, by default the commit); its summary says
+which. `JANUS_LAYOUTS=all` measures the whole matrix; `python -m tools.measure_layouts` writes it down.
 """
 
 import os
@@ -10,14 +11,16 @@ import pytest
 
 from janus_mega.config.schema import Module
 from tests.distributed.layout_runs import BARS, LayoutRun, compare, over_bar, run_layout
-from tests.support.layouts import LAYOUTS, REPRESENTATIVE
-from tests.support.tiny import STAGE1, STAGE3, fp32
+from tests.support.layouts import CORE, LAYOUTS, NUM_PICKED, STAGES, layout_seed, picked_layouts
+from tests.support.tiny import fp32
 
 pytestmark = pytest.mark.dist
 
 EVERY = os.environ.get("JANUS_LAYOUTS") == "all"
-"""Every layout for both stages takes minutes; without it, the representative ones."""
-STAGES = {"stage1": STAGE1, "stage3": STAGE3}
+"""Every layout for both stages takes minutes; without it, the core and what the seed picks."""
+SEED = layout_seed()
+PICKED = picked_layouts(SEED)
+RAN = ", ".join(sorted("/".join(pair) for pair in PICKED.difference(CORE)))
 
 
 @pytest.fixture(scope="module", params=STAGES)
@@ -28,8 +31,8 @@ def stage(request, tmp_path_factory) -> tuple[str, LayoutRun]:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layout_equals_one_process(name: str, stage: tuple[str, LayoutRun], tmp_path: Path, record_property) -> None:
     stage_name, one = stage
-    if not EVERY and (stage_name, name) not in REPRESENTATIVE:
-        pytest.skip("JANUS_LAYOUTS=all measures every layout")
+    if not EVERY and (stage_name, name) not in PICKED:
+        pytest.skip(f"beside the core, JANUS_LAYOUT_SEED={SEED} picked {RAN}; JANUS_LAYOUTS=all measures every layout")
     world_size, parallel = LAYOUTS[name]
     run = run_layout(tmp_path, world_size, parallel, STAGES[stage_name])
     figures = compare(run, one)
@@ -39,8 +42,14 @@ def test_layout_equals_one_process(name: str, stage: tuple[str, LayoutRun], tmp_
     assert over_bar(figures) <= 1, figures
 
 
-def test_representatives_are_layouts() -> None:
-    assert {name for _, name in REPRESENTATIVE} <= set(LAYOUTS)
+def test_seeds_pick_layouts_beside_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = {(stage, name) for stage in STAGES for name in LAYOUTS}
+    seen = [picked_layouts(seed) for seed in range(60)]
+    assert all(set(CORE) < picked <= every and len(picked) == len(CORE) + NUM_PICKED for picked in seen)
+    assert set.union(*seen) == every  # nothing is left out for ever
+    assert picked_layouts(7) == seen[7]
+    monkeypatch.setenv("JANUS_LAYOUT_SEED", "7")
+    assert layout_seed() == 7
 
 
 def test_frozen_modules_do_not_move(stage: tuple[str, LayoutRun]) -> None:
