@@ -3,13 +3,17 @@
 Both backends clip and update in one call; the norm exists only inside that call. So the guards wrap the function that
 computes it. A refused step then leaves ZeRO by the way out that it has for overflows of fp16, taken here in any
 precision and for any reason: gradients are dropped; weights, moments and the optimizer's count of updates stay. Where
-there is no such way (DeepSpeed's bf16 optimizer, megatron) the update behind the norm is left out, and buffers are
-cleared as after every step.
+there is no such way (megatron) the update behind the norm is left out, and buffers are cleared as after every step.
 """
 
 import math
 from collections.abc import Callable
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from janus_mega.engine.light_zero import norm_over_model
 
 AcceptNorm = Callable[[float], bool]
 """Global gradient norm before clipping (inf if it is no number) -> whether to update; equal on all ranks."""
@@ -40,7 +44,10 @@ class _Guard:
 
 
 class ZeroGuard(_Guard):
-    """Stands between norm and update of a DeepSpeed ZeRO optimizer."""
+    """Stands between norm and update of a DeepSpeed ZeRO optimizer.
+
+    DeepSpeed looks at the norm several times, and a look is a wait for the device; so it is handed the host's copy.
+    """
 
     def __init__(self, zero: Any) -> None:
         """Wraps the optimizer's norm, in place."""
@@ -53,36 +60,40 @@ class ZeroGuard(_Guard):
             self._compute = zero._get_norm_groups
             zero._get_norm_groups = self._norm_groups
         else:
-            self._apply, self._link = zero.optimizer.step, zero._lazy_init_hp_params_optimizer_state
-            zero.optimizer.step = self._apply_if_accepted
-            zero._lazy_init_hp_params_optimizer_state = self._link_if_accepted
+            self._apply = zero.step
+            zero.step = self._step_in_bf16
 
-    def _global_norm(self, *args: Any) -> Any:
+    def _global_norm(self, *args: Any) -> Tensor:
         """ZeRO-1 and 2: the norm itself."""
-        norm = self._compute(*args)
-        self._ask(float(norm))
-        self._zero.overflow |= self.is_refused
-        return norm
+        return self._known(self._compute(*args))
 
-    def _norm_groups(self) -> Any:
-        """ZeRO-3: norms of its parameter groups, joined by the caller as here."""
+    def _norm_groups(self) -> list[Tensor]:
+        """ZeRO-3: norms of its parameter groups, joined by the caller as here; one group's norm is the joined one."""
         from deepspeed.runtime.utils import combine_grad_norm_groups
 
-        norms = self._compute()
-        self._ask(float(combine_grad_norm_groups(norms)))
+        return [self._known(combine_grad_norm_groups(self._compute()))]
+
+    def _step_in_bf16(self, *args: Any) -> None:
+        """bf16 with ZeRO-1: a norm that is none makes it drop the gradients and leave, as a refused one shall."""
+        from deepspeed.runtime import bf16_optimizer
+
+        compute = bf16_optimizer.get_global_norm_of_tensors
+
+        def known(input_tensors: list[Tensor], mpu: Any, **_: Any) -> Tensor:
+            norm = self._known(norm_over_model(input_tensors, mpu))
+            return torch.full_like(norm, -1.0) if self.is_refused else norm
+
+        bf16_optimizer.get_global_norm_of_tensors = known
+        try:
+            self._apply(*args)
+        finally:
+            bf16_optimizer.get_global_norm_of_tensors = compute
+
+    def _known(self, norm: Tensor) -> Tensor:
+        """The norm on the host, once it was asked about."""
+        self._ask(float(norm))
         self._zero.overflow |= self.is_refused
-        return norms
-
-    def _apply_if_accepted(self) -> None:
-        """bf16 with ZeRO-1: AdamW's own step, behind the norm."""
-        self._ask(float(self._zero._global_grad_norm))
-        if not self.is_refused:
-            self._apply()
-
-    def _link_if_accepted(self) -> None:
-        """What DeepSpeed does after AdamW's first step needs that there was one."""
-        if not self.is_refused:
-            self._link()
+        return torch.tensor(self._norm, dtype=norm.dtype)
 
 
 class MegatronGuard(_Guard):

@@ -39,6 +39,20 @@ def lighten(zero: Any) -> None:
     zero.reduce_gradients = reduce
 
 
+def norm_over_model(tensors: Sequence[Tensor], mpu: Any, **_: Any) -> Tensor:
+    """What DeepSpeed's `get_global_norm_of_tensors` gives its bf16 optimizer: fp32 [] on the device, -1 if no number.
+
+    Collective over: model.
+    """
+    norms = torch.stack(torch._foreach_norm([tensor.detach() for tensor in tensors], 2, torch.float32))
+    squared = norms.pow(2.0).sum()
+    group = mpu.get_model_parallel_group()
+    if group.size() > 1:
+        dist.all_reduce(squared, group=group)
+    norm = squared.pow(0.5)
+    return norm.masked_fill_(~norm.isfinite(), -1.0)
+
+
 def _group_norm(zero: Any, gradients: Iterable[Tensor], params: Sequence[nn.Parameter], norm_type: float = 2) -> Tensor:
     """Norm of one parameter group, fp32 [] on the device; -1 where it is no number, DeepSpeed's mark of that.
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from janus_mega.config.schema import OptimizerConfig, ParallelConfig
 from janus_mega.engine.interface import JudgeStep, ScaleLosses, StepResult, stop_unless_finite
 from janus_mega.engine.schedule import ScheduledChunk, run_schedule
+from janus_mega.engine.sent import Mark, Sent
 from janus_mega.observe.pulse import Pulse
 from janus_mega.observe.stopping import StopFlag
 from janus_mega.parallel.groups import ProcessGroups
@@ -78,42 +79,43 @@ class ScheduledEngine(ABC):
             FloatingPointError: a loss or the norm is not finite and the engine has no judge; nothing was updated.
             Collective over: world.
         """
-        start, pulse = time.perf_counter(), self.settings.pulse
+        begin, pulse = Mark(self.groups.device), self.settings.pulse
         pulse.enter("forward_backward")
         global_counts = self._sum_counts(label_counts)
         scales = self._scale_losses(global_counts).to(self.groups.device)
         sums = self._run(micro_batches, scales)
-        total, scale, counts = self._read(sums, scales, global_counts)
-        computed = normed = time.perf_counter()
-        loss = float(torch.dot(total, scale)) / (self.groups.layout.dp_size * len(micro_batches))
-        names = self.settings.task_names
-        task_losses = {name: float(total[i]) / int(counts[i]) for i, name in enumerate(names) if counts[i] > 0}
-        reasons: list[str] = []
+        sent = self._send(sums, scales, global_counts)
+        heard: list[tuple[_Losses, str]] = []
+        normed = time.perf_counter()
 
         def accept(grad_norm: float) -> bool:
             nonlocal normed
             normed = time.perf_counter()
             pulse.enter("update")
-            by_task = {f"loss/{name}": value for name, value in task_losses.items()}
-            reasons.append(self.settings.judge({"loss": loss, **by_task, "grad_norm": grad_norm}))
+            losses = self._hear(sent, len(micro_batches))
+            by_task = {f"loss/{name}": value for name, value in losses.by_task.items()}
+            reason = self.settings.judge({"loss": losses.loss, **by_task, "grad_norm": grad_norm})
+            heard.append((losses, reason))
             if self.before_update:
-                self.before_update(bool(reasons[0]))
-            return not reasons[0]
+                self.before_update(bool(reason))
+            return not reason
 
         pulse.enter("reduce")
         grad_norm = self._update(lr, accept)
+        losses, skipped = heard[0]
+        forward_backward_s = sent.mark.seconds_since(begin)
         return StepResult(
-            loss=loss,
-            task_losses=task_losses,
-            label_counts={name: int(counts[i]) for i, name in enumerate(names)},
+            loss=losses.loss,
+            task_losses=losses.by_task,
+            label_counts=losses.label_counts,
             grad_norm=grad_norm,
             lr=lr,
             seconds={
-                "forward_backward": computed - start,
-                "reduce": normed - computed,
+                "forward_backward": forward_backward_s,
+                "reduce": normed - begin.host_s - forward_backward_s,
                 "update": time.perf_counter() - normed,
             },
-            skipped=reasons[0],
+            skipped=skipped,
         )
 
     def score(self, micro_batches: Sequence[Any], label_counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,13 +133,15 @@ class ScheduledEngine(ABC):
         scales = torch.ones(len(self.settings.task_names), device=self.groups.device)
         with torch.no_grad(), _evaluating(self.chunks):
             sums = self._run(micro_batches, scales, forward_only=True)
-        total, _, counts = self._read(sums, scales, global_counts)
-        return total, counts.long()
+        num_tasks, numbers = len(self.settings.task_names), self._send(sums, scales, global_counts).read()
+        self.settings.stop.hear(numbers[num_tasks])
+        return torch.tensor(numbers[:num_tasks], dtype=torch.float64), torch.tensor(numbers[-num_tasks:]).long()
 
     def _sum_counts(self, label_counts: Tensor) -> Tensor:
         """Labels of the global batch, left on the device. Collective over: dp."""
-        global_counts = label_counts.to(self.groups.device, copy=True)
-        dist.all_reduce(global_counts, group=self.groups.dp)
+        global_counts = label_counts.to(self.groups.device, copy=True, non_blocking=True)
+        if self.groups.layout.dp_size > 1:
+            dist.all_reduce(global_counts, group=self.groups.dp)
         return global_counts
 
     def _run(self, micro_batches: Sequence[Any], scales: Tensor, *, forward_only: bool = False) -> Tensor | None:
@@ -153,13 +157,14 @@ class ScheduledEngine(ABC):
             pulse=settings.pulse,
         )
 
-    def _read(self, sums: Tensor | None, scales: Tensor, global_counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the host must know of a step, in one copy: fp64 [tasks] each, on the CPU and equal on all ranks.
+    def _send(self, sums: Tensor | None, scales: Tensor, global_counts: Tensor) -> Sent:
+        """What the host must know of a step, in one copy and equal on all ranks.
 
         Beside the losses goes how many ranks were asked to stop, so that all of them know it after the same step.
 
         Returns:
-            Loss sums of the global batch, scales, label counts. Collective over: world.
+            fp64 [2 * tasks + 2]: loss sums of the global batch, the number of `StopFlag`, the scaled sum of the losses,
+            label counts. Collective over: world.
         """
         stop, num_tasks = self.settings.stop, len(self.settings.task_names)
         total = torch.zeros(num_tasks + 1, dtype=torch.float64, device=self.groups.device)
@@ -167,11 +172,28 @@ class ScheduledEngine(ABC):
             total[:num_tasks] += sums.double()
         if stop.told:
             total[num_tasks] = stop.told
-        dist.all_reduce(total)
-        read = torch.cat([total, scales.double(), global_counts.double()]).cpu()
-        stop.hear(float(read[num_tasks]))
-        losses = read[:num_tasks] / self.groups.layout.tp_size  # tp ranks hold the same sums
-        return losses, read[num_tasks + 1 : 2 * num_tasks + 1], read[2 * num_tasks + 1 :]
+        if self.groups.layout.world_size > 1:
+            dist.all_reduce(total)
+        total[:num_tasks] /= self.groups.layout.tp_size  # tp ranks hold the same sums
+        scaled = torch.dot(total[:num_tasks], scales.double())
+        return Sent(torch.cat([total, scaled[None], global_counts.double()]))
+
+    def _hear(self, sent: Sent, num_micro_batches: int) -> "_Losses":
+        names, numbers = self.settings.task_names, sent.read()
+        sums, (stop, scaled), counts = numbers[: len(names)], numbers[len(names) :][:2], numbers[-len(names) :]
+        self.settings.stop.hear(stop)
+        by_task = {name: sums[i] / counts[i] for i, name in enumerate(names) if counts[i] > 0}
+        label_counts = {name: int(counts[i]) for i, name in enumerate(names)}
+        return _Losses(scaled / (self.groups.layout.dp_size * num_micro_batches), by_task, label_counts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Losses:
+    """Of one step, equal on every rank; fields as in StepResult."""
+
+    loss: float
+    by_task: dict[str, float]
+    label_counts: dict[str, int]
 
 
 @contextmanager
