@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.optimizer import ParamKey, ParamPredicate, get_megatron_optimizer
+from megatron.core.optimizer import ParamKey, ParamPredicate, clip_grads, get_megatron_optimizer
+from megatron.core.utils import local_multi_tensor_l2_norm
 from torch import Tensor, nn
 
 from janus_mega.config.schema import Precision
@@ -43,6 +44,8 @@ class MegatronEngine(ScheduledEngine):
         self._scale_losses = scale_losses
         for chunk in chunks:
             sum_replicated_gradients(chunk, groups, settings.parallel)
+        if clip_grads.l2_norm_impl is local_multi_tensor_l2_norm:  # neither TransformerEngine nor apex is installed
+            clip_grads.l2_norm_impl = _norm_on_device
         with self._platform():
             reduction = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
             self._ddp = [
@@ -110,6 +113,13 @@ class MegatronEngine(ScheduledEngine):
     def _parts(self) -> list[Any]:
         """megatron's optimizers of this rank; one without parameters has nothing to tell."""
         return [part for part in self.optimizer.chained_optimizers if not part.is_stub_optimizer]
+
+
+def _norm_on_device(
+    chunk_size: int, overflow: Tensor, tensor_lists: list[list[Tensor]], per_tensor: bool
+) -> tuple[Tensor, None]:
+    """Norm of all tensors, fp32 [1], as megatron's fallback gives it; that one reads every tensor's norm by itself."""
+    return torch.stack(torch._foreach_norm(tensor_lists[0])).norm().reshape(1), None
 
 
 def _optimizer_config(settings: EngineSettings) -> MegatronOptimizerConfig:
