@@ -6,8 +6,10 @@ that has its last checkpoint is passed over; one that was interrupted continues 
 """
 
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,9 @@ from janus_mega.config.schema import Module, OptimizerState, RunConfig
 from janus_mega.config.schema_stages import Border, StagesConfig
 from janus_mega.config.validate import validate_run
 from janus_mega.models.count import backbone_parameters, module_parameters
+from janus_mega.train.exits import HANG, NOT_SAVED, REPLICAS_DIFFER, STOPPED, SUPERSEDED, RunEnded
 from janus_mega.train.saving import CHECKPOINTS_DIR
+from janus_mega.train.stop import STOP_SIGNALS
 
 LAST = (Module.text_head, Module.image_head)
 """Modules of the last pipeline rank; all others but the backbone live on the first."""
@@ -98,6 +102,7 @@ def run_stages(planned: Sequence[PlannedStage]) -> Iterator[str]:
     """Runs what is not done yet, each stage in processes of its own on this machine; yields a line before each.
 
     Raises:
+        RunEnded: a stage was stopped, with its own exit code.
         UserError: a stage failed; what it saved stays, and running the chain again continues there.
     """
     for stage in planned:
@@ -107,12 +112,28 @@ def run_stages(planned: Sequence[PlannedStage]) -> Iterator[str]:
         yield f"{stage.name}: from step {stage.reached_step()} to {stage.last_step}"
         program, *arguments = stage.command()
         command = [sys.executable, "-m", "janus_mega.cli.main", *arguments, "--ranks", str(stage.ranks)]
-        code = subprocess.run(command, check=False).returncode
+        code = _code_of(command)
         if code != 0 or stage.final() is None:
-            raise UserError(
-                f"{stage.name}: {program} {shlex.join(arguments)} ended with code {code} at step "
-                f"{stage.reached_step()} of {stage.last_step}; correct what it says, the same command continues there"
-            )
+            told = f"{stage.name}: {program} {shlex.join(arguments)} ended with code {code} at step "
+            told += f"{stage.reached_step()} of {stage.last_step}"
+            if code in (STOPPED, NOT_SAVED, SUPERSEDED, REPLICAS_DIFFER, HANG):
+                ended = RunEnded(f"{told}; the same command continues there")
+                ended.exit_code = code
+                raise ended
+            raise UserError(f"{told}; correct what it says, the same command continues there")
+
+
+def _code_of(command: Sequence[str]) -> int:
+    """Runs a command; stop signals meanwhile are its own to act on."""
+    process = subprocess.Popen(command)
+    if threading.current_thread() is not threading.main_thread():
+        return process.wait()
+    before = {number: signal.signal(number, lambda told, _: process.send_signal(told)) for number in STOP_SIGNALS}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def slurm_lines(planned: Sequence[PlannedStage]) -> Iterator[str]:

@@ -20,6 +20,9 @@ from janus_mega.train.stop import StopSignals
 
 _log = logging.getLogger(__name__)
 
+_RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+"""Variables that count how often a launcher has started the same command again by itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -51,6 +54,9 @@ def started(run_dir: Path, stop_grace_s: float, *, fresh: bool = False) -> Itera
         NotSaved: an error after a stop signal, so most likely for it: peers that are gone, readers that were ended.
     """
     rank = int(os.environ.get("RANK", "0"))
+    if fresh and any(int(os.environ.get(name) or 0) for name in _RESTARTS):
+        _log.warning("--fresh counts for the first start of a job; this restart goes on from what that has saved")
+        fresh = False
     faults = read_faults(run_dir, rank, int(os.environ.get("WORLD_SIZE", "1")))
     stop, pulse = StopFlag(), Pulse()
     with (

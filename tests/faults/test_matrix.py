@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
+from janus_mega.config.schema import CheckpointConfig
 from janus_mega.train import faults, health
 from janus_mega.train.faults import KINDS_OF_PHASE, PHASES
-from tests.support.faulty_runs import HEALTH, Ended, outcome, struck, tiny_run, watched
+from tests.support.faulty_runs import HEALTH, LONG_PHASE_FACTOR, Ended, outcome, struck, tiny_run, watched
 from tests.support.ranks import import_what_ranks_need
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
@@ -28,7 +29,7 @@ pytestmark = [pytest.mark.dist, pytest.mark.slow]
 import_what_ranks_need()
 
 FIRST, FAULTY, LAST = 2, 4, 6
-TIMEOUT_S = 1.0  # of the watchdog; hooks and what comes before the first step may take ten times as long
+TIMEOUT_S = 1.0  # of the watchdog; hooks and what comes before the first step may take longer, see `faulty_runs`
 SLACK_S = 5.0  # between the limit that the watchdog has then and its report
 ERROR = 1
 DEAD = {"sigkill": -9, "segfault": -11, "abort": -6}
@@ -59,7 +60,7 @@ class Cell:
 def all_cells() -> list[Cell]:
     """Kinds of one phase (numbers go wrong in steps, disks in saves) are in that one, the others in all five.
 
-    The last save of a run is a case of its own where it cannot be made: there no later one follows.
+    The last save of a run is a case of its own where it cannot be made: no later one follows.
     """
     cells = [
         Cell(kind, rank, phase)
@@ -148,7 +149,9 @@ def disturbed(cell: Cell, run_dir: Path) -> Ended:
     config = watched(TIMEOUT_S) if cell.kind in HANGS or loses_meeting_place(cell) else HEALTH
     if cell.kind == "flip":
         config = replace(config, replicas_every=1)
-    return tiny_run(run_dir, LAST, faults=cell.text, health=config)
+    # The last save follows one of the same step that failed, where there is one; here it is the only one.
+    checkpoint = CheckpointConfig(save_every=0) if cell.step == LAST else None
+    return tiny_run(run_dir, LAST, faults=cell.text, health=config, checkpoint=checkpoint)
 
 
 @pytest.mark.parametrize("cell", chosen_cells(), ids=lambda cell: cell.id)
@@ -181,7 +184,7 @@ def _check_hang(cell: Cell, run_dir: Path, fault: dict[str, Any]) -> None:
     (path,) = run_dir.glob("hang-*.json")
     report = json.loads(path.read_text())
     assert [culprit["rank"] for culprit in report["culprits"]] == [cell.rank]
-    assert report["limit_s"] >= TIMEOUT_S * (1 if cell.phase in ("step", "save") else 10)
+    assert report["limit_s"] >= TIMEOUT_S * (1 if cell.phase in ("step", "save") else LONG_PHASE_FACTOR)
     assert report["time"] - fault["time"] < report["limit_s"] + SLACK_S
 
 

@@ -21,6 +21,7 @@ from janus_mega.observe.log import setup_logging
 from janus_mega.observe.sinks import read_metrics
 from janus_mega.parallel import forked
 from janus_mega.parallel.groups import build_groups
+from janus_mega.train import watch
 from janus_mega.train.exits import exit_code_of
 from janus_mega.train.faults import FAULTS_FILE, VARIABLE
 from janus_mega.train.run import run
@@ -29,6 +30,7 @@ from janus_mega.train.watch import Watch
 from tests.support.tiny import STAGE3, TinyWorkload, fp32, tiny_recipe
 
 SETTLE_S = 4.0  # less than in production, but enough for a rank to say what it met, on a busy machine
+LONG_PHASE_FACTOR = 5
 HEALTH = HealthConfig(hang_timeout_s=0.0, stop_grace_s=30.0)
 
 
@@ -65,11 +67,12 @@ def tiny_run(
     checkpoint = checkpoint or CheckpointConfig(save_every=2, keep_last=2)
     begin = time.monotonic()
     settle_s, forked.SETTLE_S = forked.SETTLE_S, SETTLE_S
+    factor, watch.LONG_PHASE_FACTOR = watch.LONG_PHASE_FACTOR, LONG_PHASE_FACTOR
     try:
         arguments = (run_dir, last_step, faults, health, checkpoint, logs)
         codes = forked.codes_of_ranks(_rank, world_size, *arguments, timeout_s=timeout_s)
     finally:
-        forked.SETTLE_S = settle_s
+        forked.SETTLE_S, watch.LONG_PHASE_FACTOR = settle_s, factor
     return Ended(codes, time.monotonic() - begin, [log.read_text() if log.exists() else "" for log in logs])
 
 
