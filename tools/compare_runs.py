@@ -20,7 +20,9 @@ from typing import Any
 
 METRICS_FILE, BATCHES_FILE = "metrics.jsonl", "batches.jsonl"
 BATCH_HASH = "batch_hash"
-MACHINE_WORDS = ("time", "seconds", "_s", "per_second", "tokens_per_s", "tflop", "mfu", "memory", "gib", "bytes")
+MACHINE_WORDS = (
+    "time", "seconds", "_s", "per_second", "tokens_per_s", "tflop", "mfu", "memory", "gib", "bytes", "checkpoint/",
+)  # fmt: skip
 """A metric whose name holds one of these words, or ends in one with an underscore, depends on the machine."""
 
 Steps = dict[int, dict[str, Any]]

@@ -28,7 +28,8 @@ class CheckpointHook:
     """Saves every few steps and at the end; never twice at the same step.
 
     Metrics of a save that ended (checkpoint/last_saved_step, /write_seconds, /failed) are written at the next border,
-    the seconds that saves held training are added to `hook_seconds`.
+    in a line of their own; the one save of a run that saves at its end only is worth a line if it failed. The seconds
+    that saves held training are added to `hook_seconds`.
     """
 
     def __init__(
@@ -68,5 +69,5 @@ class CheckpointHook:
 
     def _tell(self, step: int) -> None:
         news = self._saver.news()
-        if news:
+        if news.get("checkpoint/failed") or (news and self._save_every):
             self._sinks.scalars(step, news)
