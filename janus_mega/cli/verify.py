@@ -4,6 +4,8 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,7 +57,10 @@ def verify_layout(
     validate_run(config, config.parallel.tp_size * config.parallel.pp_size)
     world_size = launched if launched > 1 else _ranks_of(ranks, config.parallel)
     make_layout(world_size, 0, config.parallel.tp_size, config.parallel.pp_size)
-    verdict = _verdict_of_launched(config, steps) if launched > 1 else _verdict_of(config, world_size, steps, real_rows)
+    if launched > 1:
+        verdict = _verdict_of_launched(config, steps, real_rows)
+    else:
+        verdict = _verdict_of(config, world_size, steps, real_rows)
     if int(os.environ.get("RANK", "0")) == 0:
         _tell(verdict, json_file)
     if not verdict.passed:
@@ -81,19 +86,43 @@ def _verdict_of(config: "RunConfig", world_size: int, steps: int, real_rows: boo
     torch.set_num_threads(1)  # the ranks are forks of this process
     if real_rows:
         JanusWorkload(config)  # opens the data: what is wrong with it is told here, in one line
-    with tempfile.TemporaryDirectory(prefix="janus_mega_verify_") as folder:
+    with tempfile.TemporaryDirectory(prefix="janus_mega_verify_") as folder, _told_in_a_line():
         return compare(config, world_size, Path(folder), num_steps=steps, real_rows=real_rows)
 
 
-def _verdict_of_launched(config: "RunConfig", steps: int) -> "Verdict":
+@contextmanager
+def _told_in_a_line() -> Iterator[None]:
+    """A rank that crashed or hung ends the command in one line; its traceback goes to a file that the line names."""
+    from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+    from janus_mega.train.exits import RunEnded
+
+    try:
+        yield
+    except TimeoutError as error:
+        raise RunEnded(f"verify-layout: {error}; nothing was compared") from None
+    except ProcessExitedException as error:
+        raise RunEnded(f"verify-layout: rank {error.error_index} died: {error}; nothing was compared") from None
+    except ProcessRaisedException as error:
+        with tempfile.NamedTemporaryFile("w", prefix="janus_mega_verify_", suffix=".txt", delete=False) as file:
+            file.write(str(error))
+        last = str(error).strip().splitlines()[-1]
+        told = f"verify-layout: rank {error.error_index} failed: {last}"
+        raise RunEnded(f"{told}; nothing was compared, its traceback is in {file.name}") from None
+
+
+def _verdict_of_launched(config: "RunConfig", steps: int, real_rows: bool) -> "Verdict":
     import torch
 
     from janus_mega.observe.log import setup_logging
+    from janus_mega.train.janus import JanusWorkload
     from janus_mega.train.layout_check import verify_launched
 
     setup_logging(int(os.environ["RANK"]))
     torch.set_num_threads(1)
-    return verify_launched(config, Path(config.run_dir) / WORK_DIR, num_steps=steps)
+    if real_rows:
+        JanusWorkload(config)  # every rank tells what is wrong with the data before it would wait for others
+    return verify_launched(config, Path(config.run_dir) / WORK_DIR, num_steps=steps, real_rows=real_rows)
 
 
 def _tell(verdict: "Verdict", json_file: Path | None) -> None:

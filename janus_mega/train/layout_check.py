@@ -133,19 +133,22 @@ def verify_layout(
     return Verdict(describe(config.parallel, world_size), world_size, num_steps, time.perf_counter() - start, **found)
 
 
-def verify_launched(config: RunConfig, work_dir: Path, *, num_steps: int = NUM_STEPS) -> Verdict:
+def verify_launched(
+    config: RunConfig, work_dir: Path, *, num_steps: int = NUM_STEPS, real_rows: bool = False
+) -> Verdict:
     """The same on the ranks that a launcher has started; `work_dir` is a directory that all of them see.
 
     Rank 0 trains alone before it joins the others. Collective over: world, which must not be joined yet.
     """
     start = time.perf_counter()
     world_size = int(os.environ["WORLD_SIZE"])
-    small = shrink(config, derive.dp_size(config.parallel, world_size))
+    small = shrink(config, derive.dp_size(config.parallel, world_size), keep_data=real_rows)
+    workload = RealRowsWorkload if real_rows else SyntheticWorkload
     if int(os.environ["RANK"]) == 0:
         work_dir.mkdir(parents=True, exist_ok=True)
-        run_ranks(_record, 1, SyntheticWorkload, one_process(small), num_steps, work_dir, timeout_s=TIMEOUT_S)
+        run_ranks(_record, 1, workload, one_process(small), num_steps, work_dir, timeout_s=TIMEOUT_S)
     init_distributed(TIMEOUT_S)
-    found = _measure(SyntheticWorkload, small, num_steps, work_dir)
+    found = _measure(workload, small, num_steps, work_dir)
     if dist.get_rank() == 0:
         shutil.rmtree(work_dir)  # all ranks have read: the comparison has reduced over them
     return Verdict(describe(config.parallel, world_size), world_size, num_steps, time.perf_counter() - start, **found)

@@ -1,12 +1,17 @@
 """Real shards through JanusWorkload: the layout check a run ends with, and that it sees a layout which trains wrong."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from data_pipeline.errors import UserError
 from data_pipeline.spec import Task
+from janus_mega.cli.main import app
+from janus_mega.config.load import save
 from janus_mega.config.schema import OptimizerConfig, RunConfig, StageConfig
 from janus_mega.config.validate import validate_run
 from janus_mega.parallel import replicated
@@ -80,6 +85,23 @@ def test_real_rows_through_a_shrunken_model(config: RunConfig, tmp_path: Path) -
     config = replace(config, parallel=replace(config.parallel, micro_batch_size=2))
     verdict = verify_layout(config, 2, tmp_path, num_steps=2, real_rows=True)
     assert verdict.passed and len(verdict.found["losses"]) == 2, verdict.worst
+
+
+def test_real_rows_under_a_launcher(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(replace(config, run_dir=str(tmp_path / "run")), tmp_path / "run.yaml")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    words = ["verify-layout", str(tmp_path / "run.yaml"), "--steps", "2", "--real-rows"]
+    command += ["-m", "janus_mega.cli.main", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "tp 1 x pp 1 x dp 2" in done.stdout and "EQUAL in" in done.stdout
+
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": ""}.items():
+        monkeypatch.setenv(name, value)
+    refused = CliRunner().invoke(app, [*words, "data.sources.text.path=/nowhere/at/all"])
+    assert isinstance(refused.exception, UserError) and "/nowhere/at/all" in str(
+        refused.exception
+    )  # not synthetic ones
 
 
 def test_the_check_sees_norm_gradients_that_are_not_summed(

@@ -17,6 +17,7 @@ from janus_mega.parallel import replicated
 from janus_mega.parallel.slices import Slice
 from janus_mega.train import layout_check
 from janus_mega.train.check_rows import SyntheticWorkload
+from janus_mega.train.exits import RunEnded, exit_code_of
 from janus_mega.train.layout_check import BARS, Verdict, verify_layout
 from janus_mega.train.layout_trace import Trace, deviations
 from janus_mega.train.shrunk import shrink
@@ -68,6 +69,21 @@ def test_the_command_fails_a_layout_that_trains_wrong(
     assert not values["passed"] and values["worst"]["loss"]["value"] <= BARS["loss"]  # the first loss shows nothing
     assert values["worst"]["norm"]["value"] >= 5 * BARS["norm"]
     assert values["worst"]["modules"]["name"] == "backbone"
+
+
+def test_a_rank_that_crashes_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*args: object) -> None:
+        raise RuntimeError("a defect of one rank")
+
+    monkeypatch.setattr(layout_check, "trace_steps", crash)  # the ranks are forks of this process
+    import_what_ranks_need()
+    result = CliRunner().invoke(app, ["verify-layout", "run/janus_pro_1b_stage3.yaml", "--ranks", "2"])
+    assert isinstance(result.exception, RunEnded) and exit_code_of(result.exception) == 1
+    line = str(result.exception)
+    assert "\n" not in line and "rank 0 failed: RuntimeError: a defect of one rank" in line
+    kept = Path(line.rsplit(" ", 1)[-1])
+    assert "Traceback" in kept.read_text(encoding="utf-8")
+    kept.unlink()
 
 
 def test_ranks_must_fit_the_layout() -> None:
