@@ -33,6 +33,8 @@ class ProcessGroups:
     """tp x pp: all ranks that together hold one copy of the model."""
     saving: dist.ProcessGroup
     """All ranks over gloo, for the thread that writes checkpoints and nobody else."""
+    host: dist.ProcessGroup
+    """All ranks over gloo, for numbers that live on the host: nobody waits for a device."""
 
 
 def init_distributed(timeout_s: float = 600.0, init_method: str = "env://") -> None:
@@ -85,6 +87,7 @@ def build_groups(tp_size: int, pp_size: int, seed: int = 0, virtual_pp_size: int
         dp=parallel_state.get_data_parallel_group(),
         model=parallel_state.get_model_parallel_group(),
         saving=dist.new_group(backend="gloo", timeout=timedelta(seconds=SAVING_TIMEOUT_S)),
+        host=dist.new_group(backend="gloo") if device.type == "cuda" else dist.group.WORLD,
     )
 
 

@@ -82,27 +82,28 @@ class DataHook:
     def _any_stops(self, stops: bool) -> bool:
         """Rank 0's word. Collective over: world."""
         if self._groups.layout.world_size == 1:
-            return stops  # and the device is left alone
-        flag = torch.tensor(int(stops), device=self._groups.device)
-        dist.broadcast(flag, src=0)
+            return stops
+        flag = torch.tensor(int(stops))
+        dist.broadcast(flag, src=0, group=self._groups.host)
         return bool(flag.item())
 
 
 def gather_bytes(content: bytes, groups: ProcessGroups) -> list[bytes]:
-    """What every dp rank gives, by rank; nothing is pickled. Two reads from the device, none where dp is 1.
+    """What every dp rank gives, by rank; nothing is pickled and nothing leaves the host.
 
-    Collective over: dp.
+    Collective over: world (where dp is more than 1).
     """
-    if groups.layout.dp_size == 1:
+    layout = groups.layout
+    if layout.dp_size == 1:
         return [content]
-    size = torch.tensor([len(content)], device=groups.device)
-    sizes = [torch.empty_like(size) for _ in range(groups.layout.dp_size)]
-    dist.all_gather(sizes, size, group=groups.dp)
+    if layout.tp_rank or layout.pp_rank:
+        content = b""  # these have the same rows
+    size = torch.tensor([len(content)])
+    sizes = [torch.empty_like(size) for _ in range(layout.world_size)]
+    dist.all_gather(sizes, size, group=groups.host)
     lengths = torch.cat(sizes).tolist()
     own = torch.zeros(max(lengths), dtype=torch.uint8)
-    own[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    own = own.to(groups.device)
+    own[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else own[:0]
     gathered = [torch.empty_like(own) for _ in lengths]
-    dist.all_gather(gathered, own, group=groups.dp)
-    parts = torch.stack(gathered).cpu()
-    return [part[:length].numpy().tobytes() for part, length in zip(parts, lengths, strict=True)]
+    dist.all_gather(gathered, own, group=groups.host)
+    return [part[:length].numpy().tobytes() for part, length in zip(gathered, lengths, strict=True) if length]

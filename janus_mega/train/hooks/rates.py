@@ -1,10 +1,9 @@
-"""What a line of metrics makes of amounts and seconds, and its one read from the device."""
+"""What a line of metrics makes of amounts and seconds, which never leave the host."""
 
 from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from janus_mega.observe.memory import cuda_peak_bytes, host_peak_bytes
 from janus_mega.observe.throughput import mfu, peak_flops, tokens_per_s
@@ -14,20 +13,20 @@ _GIB = 2**30
 
 
 def reduce_amounts(amounts: Mapping[str, int], groups: ProcessGroups) -> tuple[dict[str, int], dict[str, float]]:
-    """Amounts summed over dp, and peaks of memory over the world in GiB (by name): two reductions, one host read.
+    """Amounts summed over dp, and peaks of memory over the world in GiB (by name); nothing leaves the host.
 
     Collective over: world.
     """
-    names = sorted(amounts)
+    names, layout = sorted(amounts), groups.layout
     peaks = {"memory/host_peak_gib": host_peak_bytes(), "memory/device_peak_gib": cuda_peak_bytes()}
-    sums = torch.tensor([amounts[name] for name in names], device=groups.device)
-    largest = torch.tensor(list(peaks.values()), device=groups.device)
-    dist.all_reduce(sums, group=groups.dp)
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    read: Tensor = torch.cat([sums, largest]).cpu()
-    found = read.tolist()
-    in_gib = {name: peak / _GIB for name, peak in zip(peaks, found[len(names) :], strict=True) if peak}
-    return dict(zip(names, found, strict=False)), in_gib
+    counts_here = layout.tp_rank == layout.pp_rank == 0  # others have the same rows
+    sums = torch.tensor([amounts[name] * counts_here for name in names])
+    largest = torch.tensor(list(peaks.values()))
+    if layout.world_size > 1:
+        dist.all_reduce(sums, group=groups.host)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=groups.host)
+    in_gib = {name: peak / _GIB for name, peak in zip(peaks, largest.tolist(), strict=True) if peak}
+    return dict(zip(names, sums.tolist(), strict=True)), in_gib
 
 
 def token_rates(amounts: Mapping[str, int], seconds: float, devices: int) -> dict[str, float]:

@@ -60,7 +60,7 @@ class Listener:
 
 def groups_of(rank: int, world_size: int) -> ProcessGroups:
     group: Any = None
-    return ProcessGroups(Layout(world_size, 1, 1, rank), torch.device("cpu"), group, group, group, group, group)
+    return ProcessGroups(Layout(world_size, 1, 1, rank), torch.device("cpu"), *[group] * 6)
 
 
 def recipe(last_step: int) -> Any:
