@@ -47,8 +47,8 @@ class Heartbeat:
         """A file of a rank."""
         return self.folder / f"rank-{rank:05d}.{suffix}"
 
-    def beat(self) -> None:
-        """Tells where this rank is now."""
+    def beat(self, limit_s: float = 0.0) -> None:
+        """Tells where this rank is now; `limit_s` is how long it may go without progress there."""
         self._count += 1
         pulse = self._pulse
         told = {
@@ -61,6 +61,7 @@ class Heartbeat:
             "phase": pulse.phase,
             "micro_batch": pulse.micro_batch,
             "without_progress_s": round(time.monotonic() - pulse.progress_at, 3),
+            "limit_s": round(limit_s, 3),
             **_position(sys._current_frames().get(self._main_thread), self._axes),
             "collectives": {name: _sequence_number(group) for name, group in self._axes.items()},
         }

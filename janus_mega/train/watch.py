@@ -1,13 +1,15 @@
 """The thread beside every rank's training that notices when no step ends any more, and says which rank is why.
 
 Every rank watches itself and reads the files of the others; there is no message between them, since what hangs may be
-the network. The lowest rank that is alive writes one report with the stacks of all that live. A thread can do this
-while the main thread sits in a collective, because gloo, NCCL and the CUDA runtime release the interpreter.
+the network. A rank that waits for one that still has time, in a hook that is slow on that rank alone, has no hang to
+report. The lowest rank that is alive writes one report with the stacks of all that live. A thread can do this while the
+main thread sits in a collective, because gloo, NCCL and the CUDA runtime release the interpreter.
 """
 
 import faulthandler
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -31,7 +33,8 @@ LONG_PHASE_FACTOR = 10
 """Times the timeout that hooks may take, and whatever comes before the end of the first step."""
 MAX_INTERVAL_S = 1.0
 _BEATS_PER_TIMEOUT = 10
-_SETTLING_BEATS = 2
+_LIVE_S = 2.0
+"""Seconds (and at least two beats and a half) within which a rank that lives beats, on an overloaded machine too."""
 
 
 class Watch:
@@ -46,7 +49,10 @@ class Watch:
         self._interval_s = min(MAX_INTERVAL_S, config.hang_timeout_s / _BEATS_PER_TIMEOUT)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="janus-mega-watch", daemon=True)
+        self._live_s = max(_LIVE_S, 2.5 * self._interval_s)
         self._reported = 0.0
+        self._seen: dict[int, tuple[int, float]] = {}
+        """Rank -> its last beat and when that was first read, while a limit is near."""
         self._complained = False
 
     def __enter__(self) -> "Watch":
@@ -65,8 +71,8 @@ class Watch:
     def _run(self) -> None:
         while not self._ended.wait(self._interval_s):
             try:
-                self._heartbeat.beat()
-                if self._is_stalled():
+                self._heartbeat.beat(self.limit_s())
+                if self._is_stalled() and not self._somebody_has_time():
                     self._investigate()
             except OSError as error:  # a full disk must not end training
                 if not self._complained:
@@ -79,8 +85,23 @@ class Watch:
         return limit * LONG_PHASE_FACTOR if self._pulse.is_long_phase else limit
 
     def _is_stalled(self) -> bool:
-        last = self._pulse.progress_at
-        return last != self._reported and time.monotonic() - last > self.limit_s()
+        last, now = self._pulse.progress_at, time.monotonic()
+        left_s = self.limit_s() - (now - last)
+        if left_s > self._live_s + self._interval_s:
+            self._seen.clear()
+        elif last != self._reported:
+            for rank, told in self._heartbeat.read_all().items():
+                if self._seen.get(rank, (-1, 0.0))[0] != told["beat"]:
+                    self._seen[rank] = (told["beat"], now)
+        return last != self._reported and left_s < 0
+
+    def _somebody_has_time(self) -> bool:
+        """Whether a rank that lives and waits for nobody is within its own limit: the others wait for it."""
+        since = time.monotonic() - self._live_s
+        live = [rank for rank, (_, read_at) in self._seen.items() if read_at > since]
+        told = self._heartbeat.read_all()
+        return any(not told[rank]["waits_in"] and told[rank]["without_progress_s"] < told[rank]["limit_s"]
+                   for rank in live if rank in told)  # fmt: skip
 
     def _investigate(self) -> None:
         """Compares what all ranks tell now and a little later, so that clocks of hosts do not matter."""
@@ -88,10 +109,10 @@ class Watch:
         with heartbeat.path(heartbeat.rank, "stacks.txt").open("w", encoding="utf-8") as stream:
             faulthandler.dump_traceback(file=stream, all_threads=True)
         before = heartbeat.read_all()
-        for _ in range(_SETTLING_BEATS):
+        for _ in range(math.ceil(_LIVE_S / self._interval_s)):
             if self._ended.wait(self._interval_s) or self._pulse.progress_at != stalled_since:
                 return
-            heartbeat.beat()
+            heartbeat.beat(self.limit_s())
         after = heartbeat.read_all()
         culprits = find_culprits(before, after, heartbeat.world_size)
         self._reported = stalled_since

@@ -1,4 +1,4 @@
-"""A rank that stops is named by the others, soon and with stacks; slow savings and validations alarm nobody."""
+"""A rank that stops is named by the others, soon and with stacks; what is slow and goes on alarms nobody."""
 
 import json
 import logging
@@ -8,16 +8,19 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
 
+from janus_mega.checkpoint.disk import Disk
 from janus_mega.config.schema import CheckpointConfig, HangAction, HealthConfig
 from janus_mega.parallel.forked import _rank_main
 from janus_mega.parallel.groups import build_groups
 from janus_mega.train import run as run_module
+from janus_mega.train import watch
 from janus_mega.train.hooks.checkpoints import CheckpointHook
 from janus_mega.train.watch import HANG_EXIT_CODE
 from tests.distributed.layout_runs import import_what_ranks_need
@@ -40,7 +43,8 @@ def train_run(run_dir: Path, last_step: int, action: HangAction, disturb: Callab
     groups = build_groups(1, 1)
     recipe = replace(
         tiny_recipe(run_dir, parallel, last_step),
-        checkpoint=CheckpointConfig(save_every=2 if action is HangAction.report else 0),
+        checkpoint=CheckpointConfig(save_every=2 if disturb in SLOW else 0),
+        validate_every=2 if disturb in (slow_loading, slow_scoring) else 0,
         health=HealthConfig(hang_timeout_s=TIMEOUT_S, hang_action=action),
     )
     build = run_module.build_engine
@@ -81,16 +85,74 @@ def endless_python(engine: Any, run_dir: Path) -> None:
     _at_forward(engine, run_dir, stuck_in_python)
 
 
+def step_limit_s(engine: Any) -> float:
+    return max(TIMEOUT_S, watch.STEP_FACTOR * engine.settings.pulse.median_step_s())
+
+
 def slow_hooks(engine: Any, run_dir: Path) -> None:
-    """Rank 0 saves for several timeouts while rank 1 waits for it; both do something slow beside."""
+    """Rank 0 begins to save after several timeouts, while rank 1 waits for it, in the next step or in the save."""
     after_step = CheckpointHook.after_step
 
     def slow(self: CheckpointHook, event: Any) -> None:
         if event.step % 2 == 0 and dist.get_rank() == 0:
-            time.sleep(3 * TIMEOUT_S)
+            time.sleep(2 * step_limit_s(engine))
         after_step(self, event)
 
     CheckpointHook.after_step = slow  # type: ignore[method-assign]
+
+
+def slow_loading(engine: Any, run_dir: Path) -> None:
+    """Rank 0 takes several timeouts to read each validation set, while rank 1 waits for its first scores."""
+    sets = TinyWorkload.validation_sets
+
+    def slow(self: TinyWorkload, dp_rank: int, dp_size: int) -> Any:
+        def read(name: str) -> Any:
+            if dp_rank == 0:
+                time.sleep(3 * TIMEOUT_S)
+            return sets(self, dp_rank, dp_size)[name]()
+
+        return {name: partial(read, name) for name in sets(self, dp_rank, dp_size)}
+
+    TinyWorkload.validation_sets = slow  # type: ignore[method-assign]
+
+
+def slow_scoring(engine: Any, run_dir: Path) -> None:
+    """Each of the two parts of a validation takes less than a hook may, both take more."""
+    score = engine.score
+
+    def slow(*arguments: Any) -> Any:
+        if dist.get_rank() == 0:
+            time.sleep(0.6 * watch.LONG_PHASE_FACTOR * step_limit_s(engine))
+        return score(*arguments)
+
+    engine.score = slow
+
+
+def slow_writing(engine: Any, run_dir: Path) -> None:
+    """Each file of a checkpoint takes a timeout, beside training, which overtakes it and then waits for it."""
+    create = Disk.create
+
+    def slow(self: Disk, path: Path) -> Any:
+        time.sleep(TIMEOUT_S)
+        return create(self, path)
+
+    Disk.create = slow  # type: ignore[method-assign]
+
+
+def slow_first_step(engine: Any, run_dir: Path) -> None:
+    """As if rank 0 compiled, while rank 1 is done with its part and waits."""
+    (scheduled,) = engine._scheduled
+    forward, calls = scheduled._forward, iter(range(10**6))
+
+    def slow(micro_batch: Any) -> Any:
+        if next(calls) == 0 and dist.get_rank() == 0:
+            time.sleep(5 * TIMEOUT_S)
+        return forward(micro_batch)
+
+    object.__setattr__(scheduled, "_forward", slow)
+
+
+SLOW = (slow_hooks, slow_loading, slow_scoring, slow_writing, slow_first_step)
 
 
 def start(run_dir: Path, *arguments: Any) -> list[Any]:
@@ -131,7 +193,7 @@ def test_a_rank_that_stops_is_named(disturb: Callable[..., None], tmp_path: Path
         waiting = report["ranks"][0]
         assert waiting["waits_in"] == "all_reduce over world"
         assert waiting["at"].startswith("janus_mega/engine/step.py")
-        assert any("_read" in line for line in report["stacks"]["0"])
+        assert any("janus_mega/engine/step.py" in line for line in report["stacks"]["0"])
         assert processes[0].exitcode == HANG_EXIT_CODE
         if disturb is endless_python:
             assert culprit["why"] == "is busy while others wait in all_reduce over world"
@@ -146,13 +208,19 @@ def test_a_rank_that_stops_is_named(disturb: Callable[..., None], tmp_path: Path
         end(processes)
 
 
-def test_slow_hooks_alarm_nobody(tmp_path: Path) -> None:
+@pytest.mark.parametrize("disturb", SLOW)
+def test_what_is_slow_and_goes_on_alarms_nobody(
+    disturb: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_dir = tmp_path / "run"
-    processes = start(run_dir, 4, HangAction.report, slow_hooks)
+    monkeypatch.setattr(watch, "STEP_FACTOR", 8)  # the limits of short steps are short, even where the machine is busy
+    begun = time.monotonic()
+    processes = start(run_dir, 2 if disturb is slow_scoring else 4, HangAction.abort, disturb)
     try:
         for process in processes:
             process.join(60)
             assert process.exitcode == 0
+        assert time.monotonic() - begun > 4 * TIMEOUT_S
         assert reports(run_dir) == []
         beats = [json.loads(path.read_text()) for path in sorted((run_dir / "heartbeat").glob("rank-*.json"))]
         assert [beat["rank"] for beat in beats] == [0, 1]

@@ -83,6 +83,7 @@ class ValidationHook:
             label_counts = torch.stack([workload.count_labels(batch) for batch in part]).sum(0)
             scored = self._engine.score([workload.place(batch, self._groups) for batch in part], label_counts)
             sums, counts = sums + scored[0], counts + scored[1]
+            self._start.pulse.tick()
         weights = torch.tensor([workload.task_weights.get(task, 1.0) for task in workload.task_names]).double()
         losses = {"loss": float((weights * sums / workload.denominators(counts)).sum())}
         for task, total, count in zip(workload.task_names, sums.tolist(), counts.tolist(), strict=True):
