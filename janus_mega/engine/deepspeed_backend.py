@@ -140,5 +140,8 @@ def _import_deepspeed(device: torch.device) -> Any:
     if device.type == "cpu":
         # The op would be compiled on first use, and a machine without a compiler would fail; gloo does the job.
         sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+    supported = sys.modules["deepspeed.runtime.zero.utils"].ZERO_SUPPORTED_OPTIMIZERS  # type: ignore[attr-defined]
+    if PiecewiseAdamW not in supported:
+        supported.append(PiecewiseAdamW)  # torch's AdamW to the bit; DeepSpeed warns of classes it does not know
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
     return deepspeed
