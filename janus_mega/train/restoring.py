@@ -95,7 +95,8 @@ class LiveState:
 
         What did not train there has moments of zero and its average begins as its weights. AdamW counts updates once
         for many parameters, so these share the carried count and their moments are not corrected for having begun at
-        zero: their first update is (1 - beta1) / sqrt(1 - beta2) of the rate (0.45 at 0.9 and 0.95), not 1.
+        zero: where the count is large their first update is (1 - beta1) / sqrt(1 - beta2) of the rate (0.45 at 0.9
+        and 0.95, 3.2 at 0.9 and 0.999), not 1.
         """
         if not any(name.startswith(OPTIMIZER_PREFIX) for name in reader.names):
             raise UserError(

@@ -67,6 +67,8 @@ class Case:
     optimizer_state: OptimizerState = OptimizerState.fresh
     last_step: int = STEPS
     max_skips: int = 5
+    one_rate: bool = False
+    """The same learning rate in every step; else another in each."""
     patch: Callable[[], None] | None = None
     """Called in every rank before anything is built."""
 
@@ -139,7 +141,12 @@ def config_of(run_dir: Path, case: Case, save_every: int) -> RunConfig:
         model=model,
         parallel=case.parallel,
         optimizer=OptimizerConfig(
-            lr=1e-3, weight_decay=0.1, clip_grad_norm=0.1, schedule=Schedule.cosine, warmup_steps=2, ema_decay=case.ema
+            lr=1e-3,
+            weight_decay=0.1,
+            clip_grad_norm=0.1,
+            schedule=Schedule.constant if case.one_rate else Schedule.cosine,
+            warmup_steps=0 if case.one_rate else 2,
+            ema_decay=case.ema,
         ),
         stage=StageConfig(
             name="stage3",
