@@ -8,6 +8,9 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
+
 from data_pipeline.errors import UserError
 from janus_mega.checkpoint.reader import EMA_PREFIX, OPTIMIZER_PREFIX, CheckpointReader, open_checkpoint
 from janus_mega.checkpoint.state import TrainState
@@ -17,6 +20,7 @@ from janus_mega.engine.interface import StatefulEngine
 from janus_mega.engine.state import held_masters, held_moments, moment_slices, parameter_slices, weight_slices
 from janus_mega.models.sharding import ShardedParameter
 from janus_mega.parallel.generators import generator_states, reseed_generators, restore_generators, seed_host_generators
+from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.parallel.slices import Slice
 from janus_mega.train.health import Health
 from janus_mega.train.totals import Totals
@@ -164,13 +168,13 @@ def _same_places(reader: CheckpointReader, recipe: Recipe, world_size: int) -> b
     return same and int(saved.get("world_size", reader.manifest["world_size"])) == world_size
 
 
-def fill_parameters(reader: CheckpointReader, shards: Sequence[ShardedParameter]) -> None:
+def fill_parameters(reader: CheckpointReader, shards: Sequence[ShardedParameter], groups: ProcessGroups) -> None:
     """Fills the parameters of materialised chunks that no optimizer will hold; the others come by `fill_masters`.
 
     Raises:
-        UserError: the checkpoint is of another model.
+        UserError: the checkpoint is of another model. Collective over: world.
     """
-    check_model(reader, shards)
+    check_model(reader, shards, groups)
     reader.fill(parameter_slices(shard for shard in shards if not shard.parameter.requires_grad))
 
 
@@ -205,19 +209,28 @@ def _what_differs(workload: Workload, recipe: Recipe) -> str:
     return ", ".join(differences[:_DIFFERENCES_TOLD]) + more if differences else "sources, ratios, seed or batch size"
 
 
-def check_model(reader: CheckpointReader, shards: Iterable[ShardedParameter]) -> None:
-    """Raises UserError where a checkpoint lacks a parameter of this rank or holds it in another shape."""
-    known = set(reader.weight_names)
-    problems = []
-    for shard in shards:
-        if shard.name not in known:
-            problems.append(f"{shard.name} is missing")
-        elif reader.shape(shard.name) != shard.global_shape:
-            problems.append(
-                f"{shard.name} is {list(reader.shape(shard.name))}, the model has {list(shard.global_shape)}"
-            )
-    if problems:
-        raise UserError(
-            f"{reader.directory}: a checkpoint of another model ({len(problems)} parameters differ, "
-            f"first: {problems[0]}); change model.* or init_from"
-        )
+def check_model(reader: CheckpointReader, shards: Sequence[ShardedParameter], groups: ProcessGroups) -> None:
+    """Compares the names and shapes of a checkpoint with those of the model, over all pipeline ranks.
+
+    Raises:
+        UserError: they differ; the same on every rank. Collective over: world.
+    """
+    names, mine = reader.weight_names, {shard.name: shard.global_shape for shard in shards}
+    problems = dict.fromkeys(mine.keys() - set(names), "is not in the checkpoint")
+    for name in names:
+        if name in mine and reader.shape(name) != mine[name]:
+            problems[name] = f"is {list(reader.shape(name))} there, {list(mine[name])} in the model"
+    seen = torch.tensor([*(name in mine for name in names), bool(problems)], dtype=torch.int32, device=groups.device)
+    dist.all_reduce(seen)
+    *holders, with_problems = seen.tolist()
+    problems |= {name: "is not in the model" for name, count in zip(names, holders, strict=True) if not count}
+    if not with_problems and not problems:
+        return
+    told: list[dict[str, str]] = [{} for _ in range(groups.layout.world_size)]
+    dist.all_gather_object(told, problems)  # between ranks, on the way to an error
+    differ = {name: what for rank in told for name, what in rank.items()}
+    first = min(differ)
+    raise UserError(
+        f"{reader.directory}: a checkpoint of another model: {len(differ)} parameters differ of {len(names)} there, "
+        f"first {first}, which {differ[first]}; change model.*, or start from another checkpoint"
+    )

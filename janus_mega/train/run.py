@@ -152,7 +152,7 @@ def build_engine(
     if reader is None and recipe.init_from:
         reader = open_checkpoint(Path(recipe.init_from))
     if reader:
-        fill_parameters(reader, shards)
+        fill_parameters(reader, shards, groups)
     else:
         workload.initialize(shards)
     if recipe.parallel.check_calls:
