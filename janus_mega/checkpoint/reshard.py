@@ -212,7 +212,7 @@ def reshard(
 def _check_place(reader: CheckpointReader, root: Path) -> None:
     if any(found.step == reader.step for found in list_checkpoints(root)):
         raise UserError(f"{root}: holds a checkpoint of step {reader.step} already; choose another folder")
-    if list_claims(root):
+    if any(claim.number for claim in list_claims(root)):  # 0: one like this, that was killed
         raise UserError(f"{root}: is the checkpoint folder of a run; choose a folder that no run has used")
     existing = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists())
     needed = sum(entry["bytes"] for entry in reader.manifest["files"].values())

@@ -15,18 +15,10 @@ from janus_mega.checkpoint.claim import claim
 from janus_mega.checkpoint.manager import find_latest, save_checkpoint
 from tests.support.crash_bugs import BUGS
 from tests.support.crash_campaign import ALL, SEED, Campaign, of_all, record
+from tests.support.crash_conversions import BY_ONE_PROCESS, EVERY_SCENE
 from tests.support.crash_rules import Rules, write_out
 from tests.support.crash_states import crash_points
-from tests.support.crash_traces import (
-    BY_ONE_PROCESS,
-    ROOT,
-    SCENES,
-    difference,
-    play_killed_at,
-    slices_of,
-    state_at,
-    tensors_at,
-)
+from tests.support.crash_traces import ROOT, difference, play_killed_at, slices_of, state_at, tensors_at
 
 BUDGET = 700
 """States at one instant, roughly."""
@@ -47,10 +39,10 @@ def counts(tally):
 
 @pytest.mark.parametrize(
     ("name", "world_size"),
-    [(name, world_size) for name in SCENES for world_size in ((1,) if name in BY_ONE_PROCESS else (1, 2, 3))],
+    [(name, world_size) for name in EVERY_SCENE for world_size in ((1,) if name in BY_ONE_PROCESS else (1, 2, 3))],
 )
 def test_nothing_acknowledged_is_lost(name, world_size, fast_folder, counts):
-    scene = record(SCENES[name], fast_folder, world_size)
+    scene = record(EVERY_SCENE[name], fast_folder, world_size)
     for turn in range(1 if world_size == 1 else 2):
         counts.run(scene, random.Random(f"{SEED} {turn}"), budget=of_all(BUDGET))
     assert counts.violations == []
@@ -84,7 +76,7 @@ def test_a_hundred_thousand_states_were_gone_through(counts):
 def test_a_planted_bug_is_seen(name, fast_folder):
     bug, seen = BUGS[name], Campaign()
     with bug.step() if bug.step else contextlib.nullcontext():
-        scene = record(SCENES[bug.scene], fast_folder, bug.world_size, lambda rec, rank: bug.disk(rec.disk(rank)))
+        scene = record(EVERY_SCENE[bug.scene], fast_folder, bug.world_size, lambda rec, rank: bug.disk(rec.disk(rank)))
     seen.run(scene, random.Random(SEED), budget=100)
     in_states = [violation for violation in seen.violations if violation not in scene.problems]
     assert in_states, f"{seen.num_states} states without a violation"
@@ -101,7 +93,7 @@ def sampled_states(scene, num_states):
 
 
 SAMPLED = ["clean retention", "clean new attempt", "clean same step"]
-SAMPLED += [name for name, bug in BUGS.items() if bug.scene != "export"]
+SAMPLED += [name for name, bug in BUGS.items() if bug.scene not in BY_ONE_PROCESS]
 
 
 @pytest.mark.parametrize("name", SAMPLED)
@@ -114,7 +106,7 @@ def test_the_model_and_the_real_discovery_agree(name, fast_folder):
     base.mkdir()
     with bug.step() if bug and bug.step else contextlib.nullcontext():
         disk = (lambda rec, rank: bug.disk(rec.disk(rank))) if bug else (lambda rec, rank: rec.disk(rank))
-        scene = record(SCENES[scene_name], base, 1 if bug is None else bug.world_size, disk)
+        scene = record(EVERY_SCENE[scene_name], base, 1 if bug is None else bug.world_size, disk)
     rules, found_any = Rules(scene.written), 0
     for number, (_, state) in enumerate(sampled_states(scene, 25)):
         folder = fast_folder / f"{number}"

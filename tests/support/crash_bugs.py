@@ -260,6 +260,7 @@ BUGS = {
     "renaming of what is removed never synced": Bug("retention", RemovalNeverSynced),
     "rank left out of the manifest": Bug("save", step=rank_left_out, world_size=2, shows_without_crash=True),
     "aside directory reused": Bug("killed and again", step=aside_reused, shows_without_crash=True),
+    "resharded tensors never synced": Bug("reshard", lambda inner: FileNeverSynced(inner, "tensors-")),
     "export never synced": Bug("export", lambda inner: FileNeverSynced(inner, "shard-")),
     "export's name never synced": Bug(
         "export", lambda inner: DirectoryNeverSynced(inner, lambda path: path.name == "exported")

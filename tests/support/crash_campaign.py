@@ -57,7 +57,7 @@ class Campaign:
     violations: list[str] = field(default_factory=list)
 
     def run(self, scene: Scene, chance: random.Random, *, budget: int, stop_at: int = 20) -> None:
-        """Crashes everywhere in one order of a recording."""
+        """Crashes everywhere in one order of a recording, until so many violations were seen."""
         rules = Rules(scene.written)
         self.violations += scene.problems
         for point in crash_points(scene.recording.other_order(chance)):
@@ -65,5 +65,6 @@ class Campaign:
             for state in point.states(chance, budget):
                 self.num_states += 1
                 for violation in rules.violations(point, state):
-                    if len(self.violations) < stop_at:
-                        self.violations.append(f"after operation {point.number} ({point.operation.kind}): {violation}")
+                    self.violations.append(f"after operation {point.number} ({point.operation.kind}): {violation}")
+                    if len(self.violations) == stop_at:
+                        return

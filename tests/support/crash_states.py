@@ -257,7 +257,9 @@ class SimulatedDisk:
             case "remove_file" | "remove_directory":
                 self._change(self._place(operation.path), None, None)
             case "damage":  # not a crash: the medium changed what it holds
-                inode = self.find(operation.path)
+                parent, name = self._place(operation.path)
+                inode = self.live[parent][name] = self._new_inode()  # so that nobody takes it for the one it was
+                self.durable[parent] = self.durable[parent] | {name: inode}
                 self.contents[inode], self.durable_bytes[inode] = operation.content, len(operation.content)
             case _:
                 raise ValueError(f"operation {operation.kind} is unknown")

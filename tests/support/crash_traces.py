@@ -4,7 +4,6 @@ The real functions write real small checkpoints, by ranks on threads that agree 
 returned, what it wrote is read back and compared with what went in, tensor for tensor.
 """
 
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from janus_mega.checkpoint.claim import Claim, claim
 from janus_mega.checkpoint.disk import Disk
+from janus_mega.checkpoint.finding import note_published
 from janus_mega.checkpoint.format import MANIFEST_FILE, find_damage, rank_file
 from janus_mega.checkpoint.manager import Ranks, save_checkpoint
 from janus_mega.checkpoint.reader import open_checkpoint
@@ -37,7 +37,7 @@ def tensors_at(step: int) -> dict[str, Tensor]:
         "decoder.layers.0.weight": torch.arange(24.0).reshape(6, 4) + step,
         "decoder.norm.weight": torch.full((4,), step, dtype=torch.bfloat16),
         "optimizer.exp_avg/decoder.norm.weight": torch.linspace(step, step + 1, 4).double(),
-        "optimizer.step": torch.tensor(step),
+        "understanding_scale": torch.tensor(step),
     }
 
 
@@ -201,12 +201,13 @@ class Scene:
             self.problems.append(problem)
         return path
 
-    def write(self, folder: Path, run: Callable[[Disk], Path]) -> None:
+    def write(self, folder: Path, run: Callable[[Disk], Path]) -> Path:
         """`run(disk)` writes something into a folder of its own and returns where it is."""
         label = self._begin(folder.name)
         path = run(self.disks[0])
         self.recording.note(Acknowledged(label))
         self._keep(label, folder, path, is_export=path == folder)
+        return path
 
     def cut_short(self, at: Callable[[int, str, Path], bool], run: Callable[[], Any]) -> bool:
         """The processes end at the first operation that `at(number, kind, path)` names; others begin.
@@ -257,7 +258,8 @@ class Scene:
         self.written.append(Written(label, name, content_of(path), is_export=is_export, must_stay=must_stay))
 
     def retain(self, place: Path | Claim, keep_last: int, keep_every: int = 0, written: Path | None = None) -> None:
-        """Rank 0 applies retention."""
+        """What rank 0 does after a save."""
+        note_published(self.root, self.disks[0])
         apply_retention(place, keep_last, keep_every, written=written, disk=self.disks[0])
         self.meet_all()
 
@@ -353,23 +355,6 @@ def play_killed_at(scene: Scene, at: int) -> bool:
     return is_cut
 
 
-def play_export(scene: Scene) -> None:
-    """A checkpoint becomes a Hugging Face directory, which is then written again in another form."""
-    from janus_mega.checkpoint.hf_export import export_hf
-    from tests.support.trained import make_checkpoint
-
-    out_dir = scene.base / "exported" / "hf"
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = make_checkpoint(Path(folder))
-        scene.write(out_dir, lambda disk: export_hf(checkpoint, out_dir, disk=disk))
-        scene.write(
-            out_dir,
-            lambda disk: export_hf(
-                checkpoint, out_dir, dtype="bfloat16", overwrite=True, max_shard_bytes=10**6, disk=disk
-            ),
-        )
-
-
 SCENES: dict[str, Callable[[Scene], None]] = {
     "save": play_save,
     "second save": play_second_save,
@@ -381,8 +366,5 @@ SCENES: dict[str, Callable[[Scene], None]] = {
     "new attempt": play_new_attempt,
     "newest damaged": play_newest_damaged,
     "killed and again": play_killed_and_again,
-    "export": play_export,
 }
 """By name."""
-BY_ONE_PROCESS = ("export",)
-"""Scenes that ranks have no part in."""

@@ -24,15 +24,22 @@ import torch.distributed as dist
 
 from janus_mega.checkpoint.claim import Claim, claim
 from janus_mega.checkpoint.disk import Disk
+from janus_mega.checkpoint.finding import PUBLISHED_FILE, note_published
 from janus_mega.checkpoint.format import find_damage
+from janus_mega.checkpoint.hf_export import export_hf
 from janus_mega.checkpoint.manager import Ranks, find_latest, list_checkpoints, save_checkpoint
+from janus_mega.checkpoint.reader import open_checkpoint
+from janus_mega.checkpoint.reshard import reshard
 from janus_mega.checkpoint.retention import apply_retention
 from janus_mega.checkpoint.staging import Staging
 from janus_mega.train.writer import TellingDisk, Writer
+from tests.support.crash_conversions import RESHARDED_STEP, TARGET
 from tests.support.crash_disk import HookedDisk
+from tests.support.crash_rules import Content, content_of
 from tests.support.crash_traces import EXTRA_FILES, difference, slices_of, state_at, tensors_at
 
 STEPS = (2, 4, 6, 8)
+EXPORTED = ("float32", "bfloat16")
 KEEP_LAST = 2
 PATIENCE_S = 120.0
 _TOLD = struct.Struct("<bq")
@@ -205,6 +212,7 @@ def save_and_prune(life: Life) -> None:
         )
         life.tell(step)
         if life.rank == 0:
+            note_published(life.root, life.disk)
             apply_retention(mine, KEEP_LAST, written=path, disk=life.disk)
 
 
@@ -234,6 +242,7 @@ def save_beside(life: Life) -> None:
                 mine, snapshot, state_at(step, life.rank), ranks=ranks, extra_files=EXTRA_FILES, disk=disk
             )
             if life.rank == 0:
+                note_published(life.root, disk)
                 apply_retention(mine, KEEP_LAST, written=path, disk=disk)
             return path
 
@@ -241,6 +250,45 @@ def save_beside(life: Life) -> None:
         for tensor in tensors.values():
             tensor.add_(1)
     hear()
+
+
+def reshard_once(source: Path, life: Life) -> None:
+    """Writes a checkpoint again, for three ranks."""
+    reshard(open_checkpoint(source), life.root, TARGET, disk=life.disk)
+    life.tell(RESHARDED_STEP)
+
+
+def what_is_lost_of_reshard(source: Path, folder: Path, ended: Ended) -> str | None:
+    """As of a save, and the same command does what was not done."""
+    root = folder / "run" / "checkpoints"
+    if find_latest(root) is None and not ended.acknowledged:
+        path = reshard(open_checkpoint(source), root, TARGET)
+        if wrong := difference(path, RESHARDED_STEP):
+            return wrong
+        left = sorted(entry.name for entry in root.iterdir() if entry != path)
+        if left:
+            return f"rubbish stays: {left}"
+    return what_is_lost(folder, ended)
+
+
+def export_twice(checkpoint: Path, life: Life) -> None:
+    """Writes a Hugging Face directory, then another in its place."""
+    for number, dtype in enumerate(EXPORTED):
+        export_hf(checkpoint, life.folder / "hf", dtype=dtype, overwrite=number > 0, disk=life.disk)
+        life.tell(number)
+
+
+def what_is_lost_of_export(checkpoint: Path, wholes: Sequence[Content], folder: Path, ended: Ended) -> str | None:
+    """The same of `export_twice`; `wholes` are the two directories. While it is replaced, there may be none."""
+    out_dir, newest = folder / "hf", max(ended.acknowledged, default=-1)
+    content = content_of(out_dir) if out_dir.exists() else None
+    if content is not None and content not in wholes[max(newest, 0) :]:
+        return f"after {newest}: neither of the directories"
+    if content is None and newest == len(wholes) - 1:
+        return "it had been written, and is gone"
+    export_hf(checkpoint, out_dir, dtype=EXPORTED[0], overwrite=True)
+    left = [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    return f"rubbish stays: {left}" if left or content_of(out_dir) != wholes[0] else None
 
 
 def what_is_lost(folder: Path, ended: Ended) -> str | None:
@@ -264,7 +312,8 @@ def _cannot_go_on(root: Path) -> str | None:
     apply_retention(mine, KEEP_LAST, written=path)
     if find_latest(root) != path or difference(path, 90):
         return f"the next attempt cannot go on: {find_latest(root)}"
-    left = [entry.name for entry in root.iterdir() if entry.name.startswith(".") and entry != mine.directory]
+    known = (mine.directory.name, PUBLISHED_FILE)
+    left = [entry.name for entry in root.iterdir() if entry.name.startswith(".") and entry.name not in known]
     return f"rubbish stays: {left}" if left else None
 
 
