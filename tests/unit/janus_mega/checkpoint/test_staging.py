@@ -1,12 +1,16 @@
 """Snapshots are of one instant, stay within their bound and reuse their memory, whatever is in them."""
 
+import hashlib
 import os
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from janus_mega.checkpoint import tensor_file
 from janus_mega.checkpoint.staging import Staging, failed, in_file_order, live
 from janus_mega.observe.memory import PeakMemory, pss_bytes
 from janus_mega.parallel.slices import Slice
@@ -96,3 +100,38 @@ def test_memory_is_made_ahead_and_used_again() -> None:
         assert taken.pop().slices[0].tensor.data_ptr() == address
     tensors["more"] = torch.randn(8 * MIB // 4)
     assert peak_of(lambda: staging.snapshot(slices_of(tensors))) < 12 * MIB  # the old buffer is gone before the new
+
+
+class SlowDigest:
+    """SHA-256 that comes long after the bytes were written."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def update(self, data: bytes) -> None:
+        time.sleep(0.02)
+        self._digest.update(data)
+
+    def digest(self) -> bytes:
+        return self._digest.digest()
+
+
+def test_a_live_piece_is_let_go_only_when_it_is_written_and_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_file, "new_digest", SlowDigest)
+    tensors = {f"t{number}": torch.randn(100_000) for number in range(4)}
+    before = {name: x.clone() for name, x in tensors.items()}
+    told: list[str] = []
+
+    def written(key: str) -> None:
+        tensors[key].zero_()  # as the next update may, from now on
+        told.append(key)
+
+    path = tmp_path / "tensors.safetensors"
+    digests = tensor_file.write_safetensors(path, list(tensors.items()), {}, written=written)
+    monkeypatch.undo()
+    assert told == list(tensors)
+    assert tensor_file.TensorFile(path).digests() == digests
+    found = tensor_file.TensorFile(path)
+    assert all(torch.equal(found.read(name, None), x) for name, x in before.items())
