@@ -11,6 +11,8 @@ import torch
 from janus_mega.config.schema import Backend, ParallelConfig, Precision
 from janus_mega.engine.guards import ZeroGuard
 from janus_mega.parallel.groups import build_groups
+from janus_mega.train import run as run_module
+from janus_mega.train.hooks.checkpoints import CheckpointHook
 from janus_mega.train.run import build_engine
 from tests.support.host_waits import HostWaits
 from tests.support.ranks import import_what_ranks_need, results_of_ranks
@@ -63,6 +65,34 @@ def test_a_step_waits_for_its_device_once(name: str, tmp_path: Path) -> None:
     world_size, parallel = LAYOUTS[name]
     for found in results_of_ranks(waits_of_a_step, world_size, tmp_path, parallel, lambda: None):
         assert found == [{PLACES[parallel.backend]: 1}, {}]
+
+
+def waits_of_a_run(run_dir: Path, parallel: ParallelConfig) -> list[dict[str, int]]:
+    """Of four steps and two log intervals with what runs beside them, saving apart."""
+    groups = build_groups(parallel.tp_size, parallel.pp_size)
+    recipe = tiny_recipe(run_dir, parallel, 4)
+    recipe = replace(recipe, logging=replace(recipe.logging, log_every=2))
+    train, waits = run_module.train, HostWaits()
+
+    def watched(engine: Any, workload: Any, recipe: Any, groups: Any, hooks: Any, *rest: Any) -> int:
+        for state in engine.optimizer.optimizer.state.values():
+            state["step"].is_on_host = True
+        saving = [hook for hook in hooks if isinstance(hook, CheckpointHook)]
+        with waits:
+            step = train(engine, workload, recipe, groups, [hook for hook in hooks if hook not in saving], *rest)
+        for hook in saving:
+            hook.at_end(step)
+        return step
+
+    run_module.train = watched
+    run_module.run(TinyWorkload(STAGE3, parallel), recipe, groups)
+    return [dict(waits.reads), dict(waits.uploads)]
+
+
+@pytest.mark.parametrize(("world_size", "parallel"), [(1, fp32()), (2, fp32())], ids=["one", "dp2"])
+def test_a_log_interval_waits_for_its_steps_alone(world_size: int, parallel: ParallelConfig, tmp_path: Path) -> None:
+    for found in results_of_ranks(waits_of_a_run, world_size, tmp_path, parallel):
+        assert found == [{"guards.py:_known": 4}, {}]
 
 
 def test_trap_deepspeed_looks_at_the_norm_again(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """Counts where a step would make the host wait for its device, on a machine without one.
 
-Every tensor is taken to be on the device except those that plain Python made there and then (`torch.tensor(1.0)`
-without a device), copies that were sent to the host without waiting, and what was computed from
-such alone. Reading any other tensor (`item`, `tolist`, `bool`, ...) would wait for the device, and so would an upload
-that is not `non_blocking`. What happens below Python is not seen.
+Every tensor is taken to be on the device except those that were made without a device, copies that were sent to the
+host without waiting, and what was computed from such alone. Reading any other tensor (`item`, `tolist`, `bool`, ...)
+would wait for the device, and so would an upload that is not `non_blocking`. What happens below Python is not seen, nor
+a device that is spelt "cpu".
 """
 
 import traceback
@@ -56,7 +56,7 @@ class HostWaits(TorchFunctionMode):
             self.uploads[_place()] += 1
         result = func(*args, **kwargs)
         is_sent = name == "to" and "cpu" in args and kwargs.get("non_blocking")
-        is_made_there = name == "tensor" and not is_upload
+        is_made_there = not tensors and (name == "tensor" or kwargs.get("device") is None) and not is_upload
         if is_sent or is_made_there or name in _READS or (tensors and are_on_host and not is_upload):
             for leaf in tree_leaves(result):
                 if isinstance(leaf, torch.Tensor) and leaf.numel():
