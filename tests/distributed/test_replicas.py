@@ -172,7 +172,7 @@ def clean_steps(parallel: ParallelConfig, tmp_path: Path, checks: int) -> dict[s
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_clean_steps_alarm_nobody(layout: str, tmp_path: Path) -> None:
     world_size, parallel = LAYOUTS[layout]
-    ranks = results_of_ranks(clean_steps, world_size, parallel, tmp_path, CLEAN_CHECKS)
+    ranks = results_of_ranks(clean_steps, world_size, parallel, tmp_path, CLEAN_CHECKS, timeout_s=400.0)
     assert ranks == [{"alarms": 0, "checks": CLEAN_CHECKS}] * world_size
 
 
@@ -332,3 +332,24 @@ def test_a_weaker_check_would_miss_flips(guard: str, tmp_path: Path, monkeypatch
     others = [ranks[1 - ranks[0][trial][0]][trial][2] for trial in range(TRIALS)]
     right = [bool(odd) and [name for name, _ in odd] == [expected] for _, expected, odd in found]
     assert not all(is_named and other == [] for is_named, other in zip(right, others, strict=True))
+
+
+def run_checked(run_dir: Path, parallel: ParallelConfig) -> list[str]:
+    """Two steps, then two more from the checkpoint, looked at in every one."""
+    groups = build_groups(parallel.tp_size, parallel.pp_size)
+    found = []
+    for last_step in (2, 4):
+        recipe = replace(
+            tiny_recipe(run_dir, parallel, last_step), health=HealthConfig(replicas_every=1, hang_timeout_s=0)
+        )
+        found.append(run_module.run(TinyWorkload(STAGE1, parallel), recipe, groups).name)
+    return found
+
+
+@pytest.mark.parametrize(
+    "layout", ["dp2_zero1_bf16", "dp2_zero3_bf16", "megatron_dp2_bf16", "megatron_dp2", "pp2_bf16"]
+)
+def test_a_resumed_run_alarms_nobody(layout: str, tmp_path: Path) -> None:
+    """Copies are those of the fp32 weights that a checkpoint brought, from the first step on."""
+    world_size, parallel = LAYOUTS[layout]
+    assert results_of_ranks(run_checked, world_size, tmp_path, parallel) == [["step-00000002", "step-00000004"]] * 2
