@@ -48,23 +48,24 @@ def list_command(run: _Run, as_json: _Json = False) -> None:
 
 @checkpoint_app.command()
 def verify(checkpoint: _Checkpoint) -> None:
-    """Compare every file with the manifest's sha256; exit code 1 if something is damaged."""
-    from janus_mega.checkpoint.format import find_file_damage
-    from janus_mega.checkpoint.reader import open_checkpoint
+    """Compare every file with the manifest, and the tables with each other; exit code 1 if something is damaged."""
+    from janus_mega.checkpoint.format import find_damage, find_file_damage, find_table_damage, read_manifest
     from janus_mega.cli.paths import checkpoint_at
     from janus_mega.observe.progress import Progress
 
-    reader = open_checkpoint(checkpoint_at(checkpoint), verify=False)
-    files = reader.manifest["files"]
-    damages = []
+    directory = checkpoint_at(checkpoint)
+    manifest = read_manifest(directory)
+    files = manifest["files"]
+    damages = [find_damage(directory, content=False)]
     with Progress("verify", len(files)) as progress:
         for name in files:
-            damages.append(find_file_damage(reader.directory, reader.manifest, name))
+            damages.append(find_file_damage(directory, manifest, name))
             progress.advance(note=name)
-    found = [damage for damage in damages if damage]
+    damages.append(find_table_damage(directory, manifest))
+    found = list(dict.fromkeys(damage for damage in damages if damage))
     for damage in found:
         print(damage)
-    print(f"{reader.directory}: {len(files)} files, {len(found)} damaged")
+    print(f"{directory}: {len(files)} files, {len(found)} damaged")
     if found:
         raise typer.Exit(_DIFFERENT)
 

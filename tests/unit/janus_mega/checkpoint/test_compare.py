@@ -84,6 +84,11 @@ def test_a_run_is_listed_and_damage_found(tmp_path: Path) -> None:
     assert code == 1 and file.name in output and "1 damaged" in output
     file.write_bytes(content[:-1])
     assert "1 damaged" in run("list", tmp_path)[1]
+    content[-1] ^= 1
+    file.write_bytes(content)
+    (newest / "stray").write_bytes(b"x")
+    code, output = run("verify", newest)
+    assert code == 1 and "stray: not listed" in output
 
 
 def test_what_a_checkpoint_holds_is_told(tmp_path: Path) -> None:

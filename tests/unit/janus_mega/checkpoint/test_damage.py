@@ -101,6 +101,12 @@ def _longer(more: bytes) -> Callable[[Path], None]:
     return change
 
 
+def _link_as_long(path: Path) -> None:
+    size = path.stat().st_size
+    path.unlink()
+    path.symlink_to("n" * min(size, 4000))  # the size of a link is the length of what it names
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "a byte less": lambda path: _cut(path, path.stat().st_size - 1),
     "half": lambda path: _cut(path, path.stat().st_size // 2),
@@ -111,7 +117,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "zeroes": lambda path: path.write_bytes(bytes(path.stat().st_size)),
     "a directory": _instead(Path.mkdir),
     "a link to the same bytes": _instead(lambda path: path.symlink_to(path.parent.parent / "away")),
-    "a link to nothing": _instead(lambda path: path.symlink_to("nowhere")),
+    "a link to nothing, as long as the file": _link_as_long,
     "a pipe": _instead(os.mkfifo),
 }
 
