@@ -100,14 +100,14 @@ class Writer:
     def __init__(self, group: dist.ProcessGroup | None, tick: Callable[[], None] = lambda: None) -> None:
         """Args:
         group: all ranks, over gloo, used by nobody else; None for a process without others.
-        tick: called again and again by whoever waits, as long as this rank's writing moves or others are waited for.
+        tick: called again and again by whoever waits, as long as this rank's writing moves. Where it waits for that of
+            others, the watchdog sees theirs move; one that has stopped must not hide behind those that wait for it.
         """
         self._group = group
         self._tick = tick
         self._thread: threading.Thread | None = None
         self._outcome: Outcome | None = None
         self._moved = 0
-        self._in_collective = False
 
     @property
     def is_busy(self) -> bool:
@@ -141,7 +141,7 @@ class Writer:
         """Waits, ticking, until `is_so`, which waits for at most the seconds it is given."""
         moved = -1
         while not is_so(_TICK_S):
-            if moved != self._moved or self._in_collective:
+            if moved != self._moved:
                 moved = self._moved
                 self._tick()
 
@@ -162,11 +162,7 @@ class Writer:
         if self._group is None:
             return code
         worst = torch.tensor(code)
-        self._in_collective = True
-        try:
-            dist.all_reduce(worst, op=dist.ReduceOp.MAX, group=self._group)
-        finally:
-            self._in_collective = False
+        dist.all_reduce(worst, op=dist.ReduceOp.MAX, group=self._group)
         return int(worst)
 
     def _run(self, step: int, job: Callable[[], Path], start: float) -> None:

@@ -78,6 +78,19 @@ def sigstop(engine: Any, run_dir: Path) -> None:
     _at_forward(engine, run_dir, lambda: os.kill(os.getpid(), signal.SIGSTOP))
 
 
+def sigstop_in_last_save(engine: Any, run_dir: Path) -> None:
+    """Rank 1 stops while it writes the last checkpoint, for which the other one waits."""
+    create = Disk.create
+
+    def stopping(self: Disk, path: Path) -> Any:
+        if dist.get_rank() == 1:
+            (run_dir / STOPPED_FILE).write_text(str(time.time()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return create(self, path)
+
+    Disk.create = stopping  # type: ignore[method-assign]
+
+
 def endless_python(engine: Any, run_dir: Path) -> None:
     def stuck_in_python() -> None:
         time.sleep(600)
@@ -204,6 +217,23 @@ def test_a_rank_that_stops_is_named(disturb: Callable[..., None], tmp_path: Path
             assert processes[1].exitcode == HANG_EXIT_CODE
         else:
             assert culprit["why"] == "its heartbeat stopped"
+    finally:
+        end(processes)
+
+
+def test_a_rank_that_stops_in_the_last_save_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for a save makes progress with its own writing only, or a stopped peer would never be noticed."""
+    monkeypatch.setattr(watch, "STEP_FACTOR", 8)
+    run_dir = tmp_path / "run"
+    processes = start(run_dir, 3, HangAction.abort, sigstop_in_last_save)
+    try:
+        processes[0].join(90)
+        assert processes[0].exitcode == HANG_EXIT_CODE
+        (path,) = reports(run_dir)
+        report = json.loads(path.read_text())
+        assert [(culprit["rank"], culprit["why"]) for culprit in report["culprits"]] == [(1, "its heartbeat stopped")]
+        assert report["time"] - float((run_dir / STOPPED_FILE).read_text()) <= report["limit_s"] + 5
+        assert report["ranks"][0]["phase"] == "CheckpointHook"
     finally:
         end(processes)
 
