@@ -26,7 +26,7 @@ def test_a_tiny_run_agrees_on_losses_and_writes_its_record(tmp_path):
     losses = results["losses"].values()
     assert max(losses) == pytest.approx(min(losses), rel=1e-4)
     assert all(len(seconds) == 2 for seconds in results["seconds_of"].values())
-    assert len(results["seconds_of"]) == 4
+    assert len(results["seconds_of"]) == len(results["processor_of"]) == 5
     assert results["framework"]["wall"]["bare"] > 0
 
 

@@ -17,6 +17,7 @@ from janus_mega.config.schema import (
 )
 from janus_mega.engine.deepspeed_backend import DeepSpeedEngine
 from janus_mega.engine.step import EngineSettings
+from janus_mega.models.backbone import compile_layers
 from janus_mega.models.init import initialize
 from janus_mega.models.janus import MODULE_ATTRIBUTES, build_chunks
 from janus_mega.models.losses import loss_scales, task_denominators
@@ -42,8 +43,18 @@ def build_whole(model: ModelConfig, groups: ProcessGroups) -> tuple[Any, dict[st
 class OurTraining:
     """The engine as a run builds it: DeepSpeed, ZeRO-1."""
 
-    def __init__(self, model: ModelConfig, optimizer: OptimizerConfig, groups: ProcessGroups, batches: Batches) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        optimizer: OptimizerConfig,
+        groups: ProcessGroups,
+        batches: Batches,
+        *,
+        compiled: bool = False,
+    ) -> None:
         chunk, parameters = build_whole(model, groups)
+        if compiled:
+            compile_layers(chunk.decoder)
         self.weights = {name: value.detach().clone() for name, value in parameters.items()}
         self._groups, self._lr = groups, optimizer.lr
         num_rows, seq_len = batches[0]["input_ids"].shape
