@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from janus_mega.config.schema import ParallelConfig, RunConfig, VerifyLayout
 from janus_mega.observe.pulse import Pulse
 from janus_mega.observe.stopping import StopFlag
-from janus_mega.train import layout_gate
+from janus_mega.train import layout_gate, stages
 from janus_mega.train.exits import NotSaved
 from janus_mega.train.stop import STOP_SIGNALS, StopSignals
 from tests.support.ranks import results_of_ranks
@@ -198,6 +199,14 @@ def test_a_worker_that_does_not_end_is_ended_by_the_second_sigterm(tmp_path: Pat
     assert os.waitpid(pid, os.WNOHANG) == (0, 0)
     os.kill(pid, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_chain_of_stages_hands_signals_on_and_tells_the_code() -> None:
+    stage = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(75)); print(flush=True); time.sleep(60)"
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    assert stages._code_of([sys.executable, "-S", "-c", stage]) == 75
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_check_of_a_layout_ends_at_once(

@@ -96,7 +96,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> TinyShards:
 @pytest.fixture
 def make_run(shards: TinyShards, tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
     """Writes the YAML of a run; returns it and the run directory."""
+    return maker(shards, tmp_path)
 
+
+def maker(shards: TinyShards, tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
     def make(name: str = "run", health: HealthConfig | None = None, **changes: Any) -> tuple[Path, Path]:
         config = plain_config(shards, tmp_path / name, fp32())
         config = replace(
@@ -131,10 +134,11 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-@pytest.fixture
-def undisturbed(make_run: Callable[..., tuple[Path, Path]], tmp_path: Path) -> dict[str, Any]:
-    yaml, run_dir = make_run("undisturbed", num_workers=0)
-    assert start("train", yaml, "--ranks", 2, folder=tmp_path).wait() == 0
+@pytest.fixture(scope="module")
+def undisturbed(shards: TinyShards, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    yaml, run_dir = maker(shards, folder)(num_workers=0)
+    assert start("train", yaml, "--ranks", 2, folder=folder).wait() == 0
     return tensors(run_dir)
 
 

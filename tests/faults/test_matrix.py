@@ -21,6 +21,7 @@ import pytest
 from janus_mega.config.schema import CheckpointConfig
 from janus_mega.train import faults, health
 from janus_mega.train.faults import KINDS_OF_PHASE, PHASES
+from janus_mega.train.starting import started
 from tests.support.faulty_runs import HEALTH, LONG_PHASE_FACTOR, Ended, outcome, struck, tiny_run, watched
 from tests.support.ranks import import_what_ranks_need
 
@@ -76,8 +77,9 @@ def chosen_cells() -> list[Cell]:
     cells = all_cells()
     if os.environ.get("JANUS_FAULTS") == "all":
         return cells
-    seed = int(os.environ.get("JANUS_FAULT_SEED", "0"))
-    return sorted(random.Random(seed).sample(cells, len(cells) // 5), key=cells.index)
+    shuffled = random.Random(0).sample(cells, len(cells))
+    fifth = shuffled[int(os.environ.get("JANUS_FAULT_SEED", "0")) % 5 :: 5]  # five seeds leave no cell out
+    return sorted(fifth, key=cells.index)
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +178,34 @@ def test_a_fault_costs_no_more_than_promised(
     found = outcome(run_dir)
     assert found["tensors"] == expected["tensors"]
     assert cell.kind == "nan" or found["losses"] == expected["losses"]
+
+
+def test_a_stop_beside_a_dead_peer_ends_at_once(begun: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    """There is nothing to save together with; the newest checkpoint stands, and the code says so."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(begun, run_dir)
+    both = "rank=0,step=4,kind=sigterm; rank=1,step=4,kind=sigkill"
+    ended = tiny_run(run_dir, LAST, faults=both)
+    assert ended.codes == [77, -9], ended.logs
+    assert "stopped by SIGTERM in step 4 without having saved: RuntimeError: " in ended.logs[0]
+    assert tiny_run(run_dir, LAST, faults=both).codes == [0, 0]
+    assert outcome(run_dir) == undisturbed
+
+
+def test_a_start_that_dies_before_its_first_checkpoint_may_begin_again(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    dying = "rank=0,step=1,kind=abort"
+    assert tiny_run(run_dir, FIRST, faults=dying).codes == [-6, 1]
+    assert tiny_run(run_dir, FIRST, faults=dying).codes == [0, 0]
+    assert outcome(run_dir)["step"] == FIRST
+
+
+def test_fresh_counts_for_the_first_start_of_a_job_alone(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with started(run_dir, 0.0, fresh=True) as start:
+        assert start.fresh
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with started(run_dir, 0.0, fresh=True) as start:
+        assert not start.fresh
 
 
 def _check_hang(cell: Cell, run_dir: Path, fault: dict[str, Any]) -> None:
