@@ -44,9 +44,11 @@ class Acknowledged:
 
 @dataclass(frozen=True, slots=True)
 class Damaged:
-    """The medium has changed what was written; nothing is promised of it any more."""
+    """The medium changes what was written; nothing is promised of it any more."""
 
     label: str
+    name: str
+    """Of its directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +83,15 @@ class Rules:
 
     def violations(self, point: Point, state: State) -> Iterable[str]:
         """One line about every promise that a state breaks."""
-        damaged = {note.label for note in point.notes if isinstance(note, Damaged)}
+        damaged = {note.label: note.name for note in point.notes if isinstance(note, Damaged)}
         begun = {note.label for note in point.notes if isinstance(note, Begun)}
-        acknowledged = {note.label for note in point.notes if isinstance(note, Acknowledged)} - damaged
+        acknowledged = {note.label for note in point.notes if isinstance(note, Acknowledged)} - set(damaged)
         for folder in dict.fromkeys(item.folder for item in self.written):
             items = [item for item in self.written if item.folder == folder and item.label in begun]
             if self.written and next(item for item in self.written if item.folder == folder).is_export:
                 yield from self._export_violations(state, folder, items, acknowledged)
             else:
-                yield from self._root_violations(state, folder, items, acknowledged)
+                yield from self._root_violations(state, folder, items, acknowledged, set(damaged.values()))
 
     def find(self, state: State, root: str) -> str | None:
         """Name of the checkpoint that discovery would choose."""
@@ -98,11 +100,13 @@ class Rules:
                 return name
         return None
 
-    def _root_violations(self, state: State, root: str, items: list[Written], acknowledged: set[str]) -> Iterable[str]:
+    def _root_violations(
+        self, state: State, root: str, items: list[Written], acknowledged: set[str], damaged: set[str]
+    ) -> Iterable[str]:
         present = {name: self._judge(state, inode) for name, inode in self._published(state, root)}
         order = {item.content: number for number, item in enumerate(items)}
         for name, (content, _) in present.items():
-            if content not in order:
+            if content not in order and name not in damaged:
                 yield f"{root}/{name}: neither whole nor absent"
         found = next((content for content, whole in present.values() if whole), None)
         newest = max((number for number, item in enumerate(items) if item.label in acknowledged), default=None)

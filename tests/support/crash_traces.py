@@ -244,8 +244,8 @@ class Scene:
         content[-1] ^= 1
         path.write_bytes(content)
         name = path.relative_to(self.base).as_posix()
+        self.recording.note(Damaged(label, path.parent.name))
         self.recording.operations.append(Operation("damage", 0, path=name, content=bytes(content)))
-        self.recording.note(Damaged(label))
 
     def _begin(self, what: str) -> str:
         self._num_begun += 1

@@ -26,7 +26,7 @@ from janus_mega.checkpoint.claim import Claim, claim
 from janus_mega.checkpoint.disk import Disk
 from janus_mega.checkpoint.finding import PUBLISHED_FILE, note_published
 from janus_mega.checkpoint.format import find_damage
-from janus_mega.checkpoint.hf_export import export_hf
+from janus_mega.checkpoint.hf.export import export_hf
 from janus_mega.checkpoint.manager import Ranks, find_latest, list_checkpoints, save_checkpoint
 from janus_mega.checkpoint.reader import open_checkpoint
 from janus_mega.checkpoint.reshard import reshard
@@ -137,6 +137,7 @@ def live(work: Callable[[Life], None], folder: Path, world_size: int, kill: Kill
     killer.start()
     status = os.waitpid(victim, 0)[1]
     killer.cancel()
+    killer.join()
     was_killed = os.WIFSIGNALED(status)
     if was_killed and kill is not None:
         time.sleep(kill.grace_s)
