@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from janus_mega.checkpoint.claim import Superseded, claim
+from janus_mega.checkpoint.disk import Disk
 from janus_mega.checkpoint.manager import find_latest, list_checkpoints
 from janus_mega.checkpoint.staging import GIB, Snapshot, Staging, in_file_order
 from janus_mega.config.schema import HealthConfig
@@ -237,6 +238,34 @@ def test_all_ranks_of_an_older_attempt_end_at_one_border_and_publish_nothing(run
         assert [when for when, _ in told] == [2, "end"]
         assert (is_stopped, published) == (False, [])
     assert "attempt 2 has taken over" in told[0][1]
+
+
+class OvertakenDisk(Disk):
+    """Another attempt claims the folder as soon as a checkpoint has its name."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        super().rename(source, target)
+        if target.name.startswith("step-"):
+            claim(target.parent)
+
+
+def be_overtaken(run_dir: Path) -> list[Any]:
+    """Rank 0 alone meets the newer attempt, when it looks for old checkpoints."""
+    with held_saver(run_dir, OvertakenDisk()) as (state, saver):
+        state.train(1)
+        saver.save(1)
+        try:
+            saver.settle()
+        except Superseded as error:
+            return [str(error), find_latest(run_dir / CHECKPOINTS_DIR) is not None]
+    return []
+
+
+def test_what_one_rank_learns_of_a_newer_attempt_all_learn(run_dir: Path) -> None:
+    first, second = results_of_ranks(be_overtaken, 2, run_dir)
+    assert "attempt 2 has taken over" in first[0]
+    assert second[0]
+    assert first[1] and second[1]  # what was published stays
 
 
 def go_back_at_once(run_dir: Path) -> list[Any]:

@@ -51,6 +51,7 @@ class HeldState:
         """Changes every element in place, as an update does."""
         for piece in self.owned:
             piece.tensor.copy_(value_at(step, piece))
+        self.record(step)
 
     def slices(self) -> list[Slice]:
         return list(self.owned)
