@@ -7,7 +7,7 @@ digest of its own and the file one over those of its header and its tensors, so 
 Reading gives out the very bytes that were hashed: a tensor is read into memory, compared with its digest and then
 handed over, while a mapped file could change in between. The header is read with more mistrust than the format asks
 for: tensors must follow each other without gap or overlap and fill the file to its last byte, so no byte is unaccounted
-for. The library reads these files; other people's are read by the library (`hf_import`).
+for. The library reads these files; other people's are read by the library (`hf.importing`).
 """
 
 import hashlib

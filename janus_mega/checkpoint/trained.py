@@ -17,7 +17,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.text.interface import TextTokenizer
 from data_pipeline.text.load import load_text_tokenizer
 from janus_mega.checkpoint.format import CONFIG_FILE, IMAGE_TOKENIZER_DIR, TEXT_TOKENIZER_DIR
-from janus_mega.checkpoint.hf_names import IMAGE_TOKENIZER_PREFIX
+from janus_mega.checkpoint.hf.names import IMAGE_TOKENIZER_PREFIX
 from janus_mega.checkpoint.name_map import Heads
 from janus_mega.checkpoint.reader import EMA_PREFIX, CheckpointReader, open_checkpoint
 from janus_mega.checkpoint.tensor_file import damaged

@@ -164,7 +164,7 @@ def export(
     ema: Ema = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face directory that transformers alone loads."""
-    from janus_mega.checkpoint.hf_export import export_hf
+    from janus_mega.checkpoint.hf.export import export_hf
     from janus_mega.checkpoint.trained import open_trained
     from janus_mega.cli.paths import checkpoint_at
 

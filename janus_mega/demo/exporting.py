@@ -9,7 +9,7 @@ from data_pipeline.manifest import open_source
 from data_pipeline.schema import Document, TaskId
 from data_pipeline.stream.assemble import cut_document
 from data_pipeline.stream.read import SampleReader
-from janus_mega.checkpoint.hf_export import export_hf
+from janus_mega.checkpoint.hf.export import export_hf
 from janus_mega.checkpoint.trained import open_trained
 from janus_mega.demo import digits, exam
 from janus_mega.demo.raw import RawData

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.schema import Document, LabelHead, TokenKind
-from janus_mega.checkpoint.hf_model import build_hf_model
+from janus_mega.checkpoint.hf.model import build_hf_model
 from janus_mega.checkpoint.trained import TrainedModel, open_trained
 from janus_mega.infer.drawing import DrawingRequest, draw_ids
 from janus_mega.infer.text import Prompt, write_text

@@ -13,7 +13,7 @@ from itertools import islice
 
 import pytest
 
-from janus_mega.checkpoint.hf_export import export_hf
+from janus_mega.checkpoint.hf.export import export_hf
 from tests.support.crash_bugs import WrittenInPlace
 from tests.support.crash_campaign import SEED, of_all
 from tests.support.crash_conversions import make_source

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from data_pipeline.dialogue import SpecialIds
 from data_pipeline.spec import Template
-from janus_mega.checkpoint.hf_config import check_expressible, model_config
-from janus_mega.checkpoint.hf_export import export_hf
-from janus_mega.checkpoint.hf_model import expected_shapes
-from janus_mega.checkpoint.hf_names import HF_ROWS, IMAGE_TOKENIZER_PREFIX
+from janus_mega.checkpoint.hf.config import check_expressible, model_config
+from janus_mega.checkpoint.hf.export import export_hf
+from janus_mega.checkpoint.hf.model import expected_shapes
+from janus_mega.checkpoint.hf.names import HF_ROWS, IMAGE_TOKENIZER_PREFIX
 from janus_mega.checkpoint.name_map import convert, plan_import
 from janus_mega.checkpoint.trained import heads_of
 from janus_mega.config.load import load_section

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from janus_mega.checkpoint.hf_export import export_hf
+from janus_mega.checkpoint.hf.export import export_hf
 from janus_mega.checkpoint.manager import save_checkpoint
 from janus_mega.checkpoint.reader import CheckpointReader, open_checkpoint
 from janus_mega.checkpoint.reshard import Target, reshard

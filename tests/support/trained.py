@@ -13,7 +13,7 @@ from torch import Tensor
 from data_pipeline.spec import DataSpec, Template
 from data_pipeline.text.load import load_text_tokenizer
 from data_pipeline.text.train import train_sentencepiece
-from janus_mega.checkpoint.hf_names import HF_ROWS, IMAGE_TOKENIZER_PREFIX
+from janus_mega.checkpoint.hf.names import HF_ROWS, IMAGE_TOKENIZER_PREFIX
 from janus_mega.checkpoint.manager import save_checkpoint
 from janus_mega.checkpoint.name_map import convert, plan_import
 from janus_mega.checkpoint.state import TrainState
@@ -70,8 +70,8 @@ def make_tokenizer(folder: Path) -> Path:
 def random_weights(model: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
     """fp32 weights by our global names, the image tokenizer apart, with the shapes of transformers' classes."""
     from data_pipeline.dialogue import SpecialIds
-    from janus_mega.checkpoint.hf_config import model_config
-    from janus_mega.checkpoint.hf_model import expected_shapes
+    from janus_mega.checkpoint.hf.config import model_config
+    from janus_mega.checkpoint.hf.model import expected_shapes
 
     plain = replace(model, backbone=replace(model.backbone, qk_norm=False))
     shapes = expected_shapes(model_config(plain, SpecialIds(1, 2, 3, 4, 5, 6)))

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from data_pipeline.dialogue import SpecialIds
 from data_pipeline.schema import LabelHead, TokenKind
-from janus_mega.checkpoint.hf_config import model_config
-from janus_mega.checkpoint.hf_names import BACKBONE_ROWS, GENERATION_ROWS, UNDERSTANDING_ROWS
+from janus_mega.checkpoint.hf.config import model_config
+from janus_mega.checkpoint.hf.names import BACKBONE_ROWS, GENERATION_ROWS, UNDERSTANDING_ROWS
 from janus_mega.checkpoint.name_map import convert, plan_export
 from janus_mega.checkpoint.trained import heads_of
 from janus_mega.config.schema import ModelConfig, OptimizerConfig

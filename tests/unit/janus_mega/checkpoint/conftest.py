@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from janus_mega.checkpoint.hf_export import export_hf
+from janus_mega.checkpoint.hf.export import export_hf
 from tests.support.trained import make_checkpoint
 
 

@@ -14,11 +14,11 @@ from transformers.models.janus.modeling_janus import JanusForConditionalGenerati
 from data_pipeline.dialogue import pieces_text, question_pieces
 from data_pipeline.errors import UserError
 from data_pipeline.spec import Template
-from janus_mega.checkpoint import hf_export
 from janus_mega.checkpoint.disk import Disk
-from janus_mega.checkpoint.hf_config import chat_template, check_expressible
-from janus_mega.checkpoint.hf_export import export_hf
-from janus_mega.checkpoint.hf_import import import_hf
+from janus_mega.checkpoint.hf import export as hf_export
+from janus_mega.checkpoint.hf.config import chat_template, check_expressible
+from janus_mega.checkpoint.hf.export import export_hf
+from janus_mega.checkpoint.hf.importing import import_hf
 from janus_mega.checkpoint.manager import load_weights, save_checkpoint
 from janus_mega.checkpoint.reader import open_checkpoint
 from janus_mega.checkpoint.trained import open_trained

@@ -12,8 +12,8 @@ from data_pipeline.text import special
 from data_pipeline.text.interface import TextTokenizer
 from data_pipeline.text.load import load_text_tokenizer
 from data_pipeline.text.train import train_sentencepiece
-from janus_mega.checkpoint import hf_tokenizer
-from janus_mega.checkpoint.hf_tokenizer import build_hf_tokenizer
+from janus_mega.checkpoint.hf import tokenizer as hf_tokenizer
+from janus_mega.checkpoint.hf.tokenizer import build_hf_tokenizer
 
 SOURCES = sorted(Path(__file__).resolve().parent.glob("*.py"))
 PARTS = (*"ab se ti\n\t=-#_.\"'0123é漢🙂<>|\u00a0\u0000", "    ", "----", "<0x0A>", "<unk>", *special.SPECIAL_TOKENS)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from data_pipeline.errors import UserError
-from janus_mega.checkpoint.hf_names import HF_ROWS
+from janus_mega.checkpoint.hf.names import HF_ROWS
 from janus_mega.checkpoint.name_map import (
     BATCHED,
     HALVES,

@@ -1,4 +1,4 @@
-"""A Hugging Face Janus directory as our weights: the mirror of `hf_export`, through the same table of names.
+"""A Hugging Face Janus directory as our weights: the mirror of `export`, through the same table of names.
 
 Only safetensors and JSON are read; classes named in files are never looked up.
 """
@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from data_pipeline.errors import UserError
-from janus_mega.checkpoint.hf_names import HF_ROWS, IMAGE_TOKENIZER_PREFIX
+from janus_mega.checkpoint.hf.names import HF_ROWS, IMAGE_TOKENIZER_PREFIX
 from janus_mega.checkpoint.name_map import convert, plan_import
 from janus_mega.checkpoint.trained import heads_of
 from janus_mega.config.schema import BackboneConfig, EncoderConfig, ImageTokenizerConfig, ModelConfig

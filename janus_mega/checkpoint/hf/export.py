@@ -11,11 +11,11 @@ from torch import Tensor
 
 from data_pipeline.errors import UserError
 from data_pipeline.text import special
-from janus_mega.checkpoint import hf_config
 from janus_mega.checkpoint.disk import DISK, Disk
 from janus_mega.checkpoint.format import TRASH_PREFIX, dump_json, write_bytes
-from janus_mega.checkpoint.hf_model import check_shapes, expected_shapes, hf_model_config, hf_weights
-from janus_mega.checkpoint.hf_tokenizer import tokenizer_config, tokenizer_json
+from janus_mega.checkpoint.hf import config as hf_config
+from janus_mega.checkpoint.hf.model import check_shapes, expected_shapes, hf_model_config, hf_weights
+from janus_mega.checkpoint.hf.tokenizer import tokenizer_config, tokenizer_json
 from janus_mega.checkpoint.tensor_file import write_safetensors
 from janus_mega.checkpoint.trained import TrainedModel, open_trained
 

@@ -10,8 +10,8 @@ from transformers.models.janus.configuration_janus import JanusConfig
 from transformers.models.janus.modeling_janus import JanusForConditionalGeneration
 
 from data_pipeline.errors import UserError
-from janus_mega.checkpoint import hf_config
-from janus_mega.checkpoint.hf_names import HF_ROWS
+from janus_mega.checkpoint.hf import config as hf_config
+from janus_mega.checkpoint.hf.names import HF_ROWS
 from janus_mega.checkpoint.name_map import convert, plan_export
 from janus_mega.checkpoint.trained import TrainedModel, heads_of
 
