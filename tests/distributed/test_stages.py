@@ -48,6 +48,18 @@ def test_a_dry_run_tells_what_trains_where() -> None:
     assert "understanding 20%, text 30%, generation 50%" in stages[1]
 
 
+def test_a_dry_run_tells_what_becomes_of_the_optimizer() -> None:
+    told = list(describe_stages(plan_stages(load_chain("janus_1b.yaml"))))
+    assert [line for line in told if line.startswith("  optimizer")] == ["  optimizer  fresh"] * 3
+    planned = plan_stages(load_chain("janus_1b.yaml", "overrides=[stage.optimizer_state=carry]"))
+    lines = [line for line in describe_stages(planned) if line.startswith("  optimizer")]
+    assert lines[0] == "  optimizer  carried where parameters trained before"
+    here, before = (planned[number].config.stage.trainable for number in (1, 0))
+    new = ", ".join(module.value for module in here if module not in before)
+    carried = ", ".join(module.value for module in here if module in before)
+    assert lines[1] == f"  optimizer  carried for {carried}, fresh for {new}"
+
+
 def test_every_parameter_lives_on_one_rank() -> None:
     overrides = ["parallel.pp_size=2", "parallel.virtual_pp_size=3"]
     config = load_config(RunConfig, "run/janus_1b_stage3.yaml", overrides).config

@@ -128,6 +128,7 @@ TP3 = ["parallel.tp_size=3"]
         (["stage.trainable=[backbone, backbone]"], 1, ["backbone more than once"]),
         (["stage.num_steps=0", "optimizer.warmup_steps=0"], 1, ["num_steps 0"]),
         (["stage.stop_at_step=101"], 1, ["stop_at_step 101"]),
+        (["stage.optimizer_state=carry"], 1, ["optimizer_state carry needs", "stage.init_from"]),
         (["logging.log_every=0"], 1, ["log_every 0"]),
         (["checkpoint.keep_last=0"], 1, ["keep_last 0"]),
     ],
