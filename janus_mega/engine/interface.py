@@ -28,7 +28,7 @@ class StepResult:
     lr: float
     """Learning rate of the update, before group scales."""
     seconds: dict[str, float]
-    """Wall time by phase: forward_backward (up to the losses on the host), reduce (until the global norm is known),
+    """Wall time by phase: forward_backward (up to the summed losses), reduce (until the host knows the global norm),
     update (clipping, AdamW, weights to where they are used)."""
     skipped: str = ""
     """Why the update was not made; empty if it was. Losses and norm may then be no numbers."""

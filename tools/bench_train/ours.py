@@ -16,6 +16,7 @@ from janus_mega.config.schema import (
     Precision,
 )
 from janus_mega.engine.deepspeed_backend import DeepSpeedEngine
+from janus_mega.engine.megatron_backend import MegatronEngine
 from janus_mega.engine.step import EngineSettings
 from janus_mega.models.backbone import compile_layers
 from janus_mega.models.init import initialize
@@ -41,7 +42,7 @@ def build_whole(model: ModelConfig, groups: ProcessGroups) -> tuple[Any, dict[st
 
 
 class OurTraining:
-    """The engine as a run builds it: DeepSpeed, ZeRO-1."""
+    """An engine as a run builds it: DeepSpeed, ZeRO-1, or megatron's."""
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class OurTraining:
         batches: Batches,
         *,
         compiled: bool = False,
+        engine: type[DeepSpeedEngine] | type[MegatronEngine] = DeepSpeedEngine,
     ) -> None:
         chunk, parameters = build_whole(model, groups)
         if compiled:
@@ -62,7 +64,7 @@ class OurTraining:
         names = {module.value: attribute for module, attribute in MODULE_ATTRIBUTES.items()}
         param_groups = build_param_groups([chunk], names, [module.value for module in Module], optimizer)
         settings = EngineSettings(parallel, optimizer, TASKS, seq_len)
-        self._engine = DeepSpeedEngine([chunk], param_groups, groups, settings, _scaler(len(batches)))
+        self._engine = engine([chunk], param_groups, groups, settings, _scaler(len(batches)))
 
     def step(self, batches: Batches) -> float:
         """One update, placing included; returns the loss."""

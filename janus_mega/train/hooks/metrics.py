@@ -1,9 +1,10 @@
 """Averaged metrics every few steps, and the progress bar.
 
-Seconds are the host's clock, per step. `data` waits for batches and places them; `forward_backward` counts labels, runs
-the schedule and reads the losses, so on a GPU it ends when that work has; `reduce` lasts until the global gradient norm
-is known (ZeRO-2 and 3 have reduced within backward, ZeRO-1 and megatron reduce here); `update` is the rest of the
-optimizer's step; `step` is the whole step. What hooks took since the last line is under `hook_seconds`.
+Seconds are per step, by the host's clock but for `forward_backward` on a GPU, which is timed in the device's stream.
+`data` waits for batches and places them; `forward_backward` counts labels, runs the schedule and sums the losses over
+all ranks; `reduce` lasts until the host knows the global gradient norm, its one wait for the device in a step (ZeRO-2
+and 3 have reduced within backward, ZeRO-1 and megatron reduce here); `update` is the rest of the optimizer's step;
+`step` is the whole step. What hooks took since the last line is under `hook_seconds`.
 Steps whose update was not made count for amounts and seconds, not for losses and norm.
 """
 
