@@ -123,8 +123,8 @@ class ParallelConfig:
     compile: bool = False
     """Compile each decoder layer with torch.compile, attention excepted; the first step then takes minutes."""
     split_encoder: bool = False
-    """Deal the images of a micro-batch over tp ranks, gather the features and sum the encoder's gradients over tp, where
-    otherwise every tp rank encodes them all; needs tp_size > 1."""
+    """Deal the images of a micro-batch over tp ranks, gather the features and sum the encoder's gradients over tp;
+    otherwise every tp rank encodes them all. Needs tp_size > 1."""
     encode_ahead: int = 0
     """Images at a time for which a frozen understanding encoder runs before the schedule, over all micro-batches of the
     step; 0 lets each micro-batch encode its own. The step then holds all their features."""
