@@ -49,7 +49,7 @@ def test_a_killed_process_loses_nothing_acknowledged(name, new_folder, tally):
     work, world_size, count = LIVES[name]
     num_acknowledged = campaign(work, world_size, of_all(count), what_is_lost, new_folder)
     tally(f"kills, {name}: {of_all(count)}, {num_acknowledged} with a checkpoint acknowledged, none lost")
-    assert num_acknowledged > of_all(count) / 3, "killed so early that there was nothing to lose"
+    assert num_acknowledged > of_all(count) / 5, "killed so early that there was nothing to lose"
 
 
 def test_a_killed_export_leaves_a_whole_directory_or_none(new_folder, tally):
