@@ -102,7 +102,7 @@ class ParallelConfig:
     """Cut activations between tp blocks along the sequence; needs tp_size > 1."""
     tp_sums_in_fp32: bool = True
     """Sum what tp ranks compute of one activation or gradient in fp32 and round the sum, as one process does; off, bf16
-    parts are summed, which moves a third less over tp and doubles what tp changes in the numbers."""
+    parts are summed, which moves a third less over tp and lets it change the numbers three times as much."""
     backend: Backend = Backend.deepspeed
     """Whose gradient reduction and optimizer train the model; they agree, checkpoints fit both."""
     zero_stage: int = 1
