@@ -241,12 +241,12 @@ def test_all_ranks_of_an_older_attempt_end_at_one_border_and_publish_nothing(run
 
 
 class OvertakenDisk(Disk):
-    """Another attempt claims the folder as soon as a checkpoint has its name."""
+    """Another attempt claims the folder as soon as a checkpoint is published."""
 
-    def rename(self, source: Path, target: Path) -> None:
-        super().rename(source, target)
-        if target.name.startswith("step-"):
-            claim(target.parent)
+    def sync_directory(self, path: Path) -> None:
+        super().sync_directory(path)
+        if path.name.startswith(".attempt-") and list_checkpoints(path.parent):
+            claim(path.parent)
 
 
 def be_overtaken(run_dir: Path) -> list[Any]:

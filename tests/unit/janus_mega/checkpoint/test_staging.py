@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +99,10 @@ def test_memory_is_made_ahead_and_used_again() -> None:
     for _ in range(3):
         assert peak_of(lambda: taken.append(staging.snapshot(slices_of(tensors)))) < 4 * MIB
         assert taken.pop().slices[0].tensor.data_ptr() == address
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    staging.snapshot(slices_of(tensors))
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+    assert faults < 64 * MIB / 4096 / 8  # no new pages, which are what makes a first copy slow
     tensors["more"] = torch.randn(8 * MIB // 4)
     assert peak_of(lambda: staging.snapshot(slices_of(tensors))) < 12 * MIB  # the old buffer is gone before the new
 
