@@ -33,16 +33,18 @@ pytestmark = pytest.mark.dist
 
 import_what_ranks_need()
 
+ROWS = {"micro_batch_size": 2}
+"""Two micro-batches for each of two dp ranks: enough to accumulate over."""
 LAYOUTS = {
-    "dp2_zero1": fp32(),
-    "dp2_zero2": fp32(zero_stage=2),
-    "dp2_zero3": fp32(zero_stage=3),
-    "megatron_dp2": fp32(backend=Backend.megatron),
-    "tp2": fp32(2),
-    "pp2": fp32(1, 2),
-    "dp2_zero1_bf16": ParallelConfig(),
-    "dp2_zero2_bf16": ParallelConfig(zero_stage=2),
-    "dp2_zero3_bf16": ParallelConfig(zero_stage=3),
+    "dp2_zero1": fp32(**ROWS),
+    "dp2_zero2": fp32(zero_stage=2, **ROWS),
+    "dp2_zero3": fp32(zero_stage=3, **ROWS),
+    "megatron_dp2": fp32(backend=Backend.megatron, **ROWS),
+    "tp2": fp32(2, **ROWS),
+    "pp2": fp32(1, 2, **ROWS),
+    "dp2_zero1_bf16": ParallelConfig(**ROWS),
+    "dp2_zero2_bf16": ParallelConfig(zero_stage=2, **ROWS),
+    "dp2_zero3_bf16": ParallelConfig(zero_stage=3, **ROWS),
 }
 SPOILT = ("loss", "gradient", "verdict")
 """NaN in the loss of one task, NaN in one gradient, and nothing wrong at all but refused, as spikes are."""
@@ -126,9 +128,9 @@ def test_a_skipped_step_leaves_nothing_behind(name: str, tmp_path: Path) -> None
 
 
 PARALLEL = {
-    "dp2_zero3": fp32(zero_stage=3),
-    "megatron_dp2": fp32(backend=Backend.megatron),
-    "dp2_bf16": ParallelConfig(),
+    "dp2_zero3": fp32(zero_stage=3, **ROWS),
+    "megatron_dp2": fp32(backend=Backend.megatron, **ROWS),
+    "dp2_bf16": ParallelConfig(**ROWS),
 }
 NUM_STEPS = 6
 

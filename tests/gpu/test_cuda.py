@@ -31,6 +31,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any], float]] = {
     "pp2": (2, {"pp_size": 2}, PIPELINE_ONLY),
     "pp2_interleaved": (2, {"pp_size": 2, "virtual_pp_size": 2}, PIPELINE_ONLY),
     "tp2_sp": (2, {"tp_size": 2, "sequence_parallel": True}, CUT),
+    "tp2_split_encoder": (2, {"tp_size": 2, "split_encoder": True, "micro_batch_size": 2}, CUT),
     "dp2_zero1": (2, {}, CUT),
     "dp2_zero2": (2, {"zero_stage": 2}, CUT),
     "dp2_zero3": (2, {"zero_stage": 3}, CUT),
