@@ -80,7 +80,11 @@ class ZeroGuard(_Guard):
         compute = bf16_optimizer.get_global_norm_of_tensors
 
         def known(input_tensors: list[Tensor], mpu: Any, **_: Any) -> Tensor:
-            norm = self._known(norm_over_model(input_tensors, mpu))
+            if not any(map(any, self._zero.fp32_groups_has_gradients)):
+                raise RuntimeError(
+                    "no parameter of this rank got a gradient in this step; the norm would be a wrong one"
+                )
+            norm = self._known(norm_over_model(input_tensors, mpu, self._zero.fp32_groups_flat_partition[0].device))
             return torch.full_like(norm, -1.0) if self.is_refused else norm
 
         bf16_optimizer.get_global_norm_of_tensors = known

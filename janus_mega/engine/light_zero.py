@@ -39,13 +39,17 @@ def lighten(zero: Any) -> None:
     zero.reduce_gradients = reduce
 
 
-def norm_over_model(tensors: Sequence[Tensor], mpu: Any, **_: Any) -> Tensor:
+def norm_over_model(tensors: Sequence[Tensor], mpu: Any, device: torch.device) -> Tensor:
     """What DeepSpeed's `get_global_norm_of_tensors` gives its bf16 optimizer: fp32 [] on the device, -1 if no number.
+
+    Also on a rank whose gradients are all counted by tp rank 0, where DeepSpeed's own would fail.
 
     Collective over: model.
     """
-    norms = torch.stack(torch._foreach_norm([tensor.detach() for tensor in tensors], 2, torch.float32))
-    squared = norms.pow(2.0).sum()
+    squared = torch.zeros((), device=device)
+    if tensors:
+        norms = torch.stack(torch._foreach_norm([tensor.detach() for tensor in tensors], 2, torch.float32))
+        squared = norms.pow(2.0).sum()
     group = mpu.get_model_parallel_group()
     if group.size() > 1:
         dist.all_reduce(squared, group=group)

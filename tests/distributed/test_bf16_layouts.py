@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from janus_mega.config.schema import Backend, ParallelConfig, Precision
+from janus_mega.config.schema import Backend, Module, ParallelConfig, Precision
 from janus_mega.models.fp32_sums import _SumOverTp
 from janus_mega.parallel.groups import build_groups
 from tests.distributed.layout_runs import KEY_BIAS, LayoutRun, Variant, run_layout, step_difference
 from tests.support.ranks import results_of_ranks
-from tests.support.tiny import STAGE3, fp32
+from tests.support.tiny import STAGE1, STAGE3, fp32
 
 pytestmark = pytest.mark.dist
 
@@ -49,7 +49,7 @@ CASES = [
     for seed in SEEDS
 ]
 
-Runner = Callable[[int, ParallelConfig, Variant], LayoutRun]
+Runner = Callable[..., LayoutRun]
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +57,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Runner:
     """`run(world_size, parallel, variant)`; each is trained once."""
     kept: dict[str, LayoutRun] = {}
 
-    def start(world_size: int, parallel: ParallelConfig, variant: Variant) -> LayoutRun:
-        key = repr((world_size, parallel, variant))
+    def start(
+        world_size: int, parallel: ParallelConfig, variant: Variant, trainable: tuple[Module, ...] = STAGE3
+    ) -> LayoutRun:
+        key = repr((world_size, parallel, variant, trainable))
         if key not in kept:
             path: Path = tmp_path_factory.mktemp("run")
-            kept[key] = run_layout(path, world_size, parallel, STAGE3, variant)
+            kept[key] = run_layout(path, world_size, parallel, trainable, variant)
         return kept[key]
 
     return start
@@ -80,6 +82,13 @@ def test_bf16_layout_equals_one_process(
     for key, value in figures.items():
         record_property(key, value)
     assert max(figures.values()) <= bar, figures
+
+
+def test_a_rank_whose_gradients_another_counts(run: Runner) -> None:
+    """Stage I at tp 2, pp 2: the first pipeline rank trains whole parameters only, which tp rank 0 counts."""
+    found, one = (run(*case, Variant(num_steps=2), STAGE1) for case in ((4, bf16(2, 2)), (1, bf16())))
+    assert step_difference(found.losses, one.losses) <= BAR
+    assert step_difference(found.grad_norms, one.grad_norms) <= BAR
 
 
 MEDIAN_BAR = 1e-3
