@@ -115,9 +115,10 @@ def micro_batches_in_flight(config: RunConfig, pp_rank: int, num_batches: int) -
 
 
 def _states(config: RunConfig, shape: RankShape, dp_size: int) -> tuple[int, int, int, int]:
-    """Weights, masters, moments, gradients."""
+    """Weights, masters, moments (and the average of the weights, if one is kept), gradients."""
     parallel, width = config.parallel, element_bytes(config)
-    moments = 2 * FP32 * shape.trained // dp_size
+    kept = 2 + (config.optimizer.ema_decay > 0)
+    moments = kept * FP32 * shape.trained // dp_size
     if parallel.backend is Backend.megatron:
         masters = FP32 * shape.trained // dp_size if parallel.precision is Precision.bf16 else 0
         return width * shape.weights, masters, moments, FP32 * shape.trained

@@ -152,8 +152,13 @@ class Saver:
         news, self._news = self._news, {}
         return news
 
+    @property
+    def own(self) -> str:
+        """A word that belongs to this attempt alone, alike on all ranks, for names of what no two may share."""
+        return f"{self._place.key:016x}" if isinstance(self._place, Claim) else "unclaimed"
+
     def save_weights(self, folder: Path, step: int) -> Path:
-        """Saves the weights below a folder, enough to run the model, and waits for it.
+        """Saves the weights below a folder that is this attempt's own, enough to run the model, and waits for it.
 
         Raises:
             Exception: whatever went wrong with it. Collective over: world.

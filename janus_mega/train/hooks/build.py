@@ -103,5 +103,4 @@ def _looking_hooks(session: Session, hook_seconds: dict[str, float]) -> Iterator
     if recipe.validate_every:
         yield ValidationHook(session.workload, groups, session.live.engine, sinks, recipe, hook_seconds, start)
     if recipe.samples.every:
-        save_weights = session.saver.save_weights
-        yield SamplesHook(recipe.samples, recipe.run_dir, groups, sinks, save_weights, hook_seconds, start.stop)
+        yield SamplesHook(recipe.samples, recipe.run_dir, groups, sinks, session.saver, hook_seconds, start.stop)

@@ -8,7 +8,6 @@ It costs a checkpoint without optimizer on the disk and the other ranks' patienc
 import json
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,9 +22,11 @@ from janus_mega.observe.stopping import StopFlag
 from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.train.hooks.drawings import code_use, read_picture, sheet
 from janus_mega.train.loop import StepEvent
+from janus_mega.train.saving import Saver
 
 SAMPLES_DIR = "samples"
 """Folder of a run directory that receives drawings and answers."""
+_SCRATCH = "weights-"
 
 
 class SamplesHook:
@@ -37,11 +38,11 @@ class SamplesHook:
         run_dir: Path,
         groups: ProcessGroups,
         sinks: SinkGroup,
-        save_weights: Callable[[Path, int], Path],
+        saver: Saver,
         hook_seconds: dict[str, float],
         stop: StopFlag | None = None,
     ) -> None:
-        """`save_weights` writes a checkpoint without optimizer below a folder. Collective over: world.
+        """Reads the pictures of questions.
 
         Raises:
             UserError: a picture of a question is missing or no picture.
@@ -51,7 +52,7 @@ class SamplesHook:
         self._folder = run_dir / SAMPLES_DIR
         self._groups = groups
         self._sinks = sinks
-        self._save_weights = save_weights
+        self._saver = saver
         self._hook_seconds = hook_seconds
         self._stop = stop or StopFlag()
 
@@ -67,11 +68,14 @@ class SamplesHook:
 
     def _sample(self, step: int) -> None:
         device, is_first = self._groups.device, self._groups.layout.rank == 0
-        scratch = self._folder / "weights"
+        # An attempt's own: an older one that is still alive must not write between these lines.
+        scratch = self._folder / f"{_SCRATCH}{self._saver.own}"
         if is_first:
-            shutil.rmtree(scratch, ignore_errors=True)
+            for left_over in self._folder.glob(f"{_SCRATCH}*"):
+                if left_over.name <= scratch.name:
+                    shutil.rmtree(left_over, ignore_errors=True)
         dist.barrier()
-        checkpoint = self._save_weights(scratch, step)
+        checkpoint = self._saver.save_weights(scratch, step)
         if is_first:
             # Building a model may draw from the generators that training draws from.
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
