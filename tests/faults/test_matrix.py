@@ -131,12 +131,14 @@ def promised(cell: Cell) -> tuple[list[set[int | None]], str]:
         said = said if cell.phase == "init" else "Connection|connect|peer"
     elif cell.kind == "exception":
         said = "checkpoint of step 4 was not saved.*training goes on"
+    elif cell.kind == "sigterm" and cell.phase == "save":  # written beside training, which may be in its last step
+        codes, said = [{75, 0}, {75, 0}], f"SIGTERM on rank {hit} in step"
     elif cell.kind == "sigterm":
         codes, said = [{75}, {75}], f"stopped by SIGTERM on rank {hit}; step . of 6 is saved as"
     elif cell.kind in HANGS:
         codes[hit], codes[other], said = {None}, {86}, f"no progress for .* s: rank {hit} on "
     elif loses_meeting_place(cell):
-        codes, said = [{86}, {86}], "no progress for .* s: rank . on "
+        codes, said = [{86, None}, {86, None}], "no progress for .* s: rank . on "
     elif cell.kind == "nan":
         said = "step 4: update left out on all ranks: loss.*nan"
     elif cell.kind == "flip":
