@@ -22,6 +22,7 @@ from janus_mega.checkpoint.reader import CheckpointReader, open_checkpoint
 from janus_mega.observe.attempts import ATTEMPTS_DIR
 from janus_mega.observe.sinks import METRICS_FILE
 from janus_mega.parallel.groups import ProcessGroups
+from janus_mega.parallel.messages import share_bytes
 from janus_mega.train.restoring import check_resume
 from janus_mega.train.saving import CHECKPOINTS_DIR
 from janus_mega.train.starting import Start
@@ -79,7 +80,7 @@ def seekers_of(groups: ProcessGroups) -> Seekers:
         return bool(flag.item())
 
     layout = groups.layout
-    return Seekers(layout.rank, layout.world_size, agree, lambda content: _share(content, groups))
+    return Seekers(layout.rank, layout.world_size, agree, lambda content: share_bytes(content, groups))
 
 
 def on_rank_0(groups: ProcessGroups, fn: Callable[[], str | None]) -> str:
@@ -98,25 +99,13 @@ def on_rank_0(groups: ProcessGroups, fn: Callable[[], str | None]) -> str:
             failure = error
             kinds = ((UserError, "u"), (Superseded, "s"))
             answer = next((kind for known, kind in kinds if isinstance(error, known)), "-") + str(error)
-    answer = _share(answer.encode(), groups).decode()
+    answer = share_bytes(answer.encode(), groups).decode()
     if failure is not None:
         raise failure
     kind, text = answer[0], answer[1:]
     if kind != "+":
         raise {"u": UserError, "s": Superseded}.get(kind, RuntimeError)(text)
     return text
-
-
-def _share(content: bytes, groups: ProcessGroups) -> bytes:
-    """Rank 0's bytes on every rank. Collective over: world."""
-    size = torch.tensor(len(content), device=groups.device)
-    dist.broadcast(size, 0)
-    values = torch.zeros(int(size.item()), dtype=torch.uint8, device=groups.device)
-    if groups.layout.rank == 0 and content:
-        values.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-    if values.numel():
-        dist.broadcast(values, 0)
-    return values.cpu().numpy().tobytes()
 
 
 def _names(root: Path) -> str:

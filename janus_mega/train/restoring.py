@@ -4,6 +4,7 @@ Saving and restoring stand side by side so that a part that is saved and not put
 the business of `saving`; this module gives slices and values, and takes a reader.
 """
 
+import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from janus_mega.engine.state import held_masters, held_moments, moment_slices, p
 from janus_mega.models.sharding import ShardedParameter
 from janus_mega.parallel.generators import generator_states, reseed_generators, restore_generators, seed_host_generators
 from janus_mega.parallel.groups import ProcessGroups
+from janus_mega.parallel.messages import gather_bytes
 from janus_mega.parallel.slices import Slice
 from janus_mega.train.health import Health
 from janus_mega.train.totals import Totals
@@ -226,8 +228,7 @@ def check_model(reader: CheckpointReader, shards: Sequence[ShardedParameter], gr
     problems |= {name: "is not in the model" for name, count in zip(names, holders, strict=True) if not count}
     if not with_problems and not problems:
         return
-    told: list[dict[str, str]] = [{} for _ in range(groups.layout.world_size)]
-    dist.all_gather_object(told, problems)  # between ranks, on the way to an error
+    told = [json.loads(part) for part in gather_bytes(json.dumps(problems).encode(), groups)]
     differ = {name: what for rank in told for name, what in rank.items()}
     first = min(differ)
     raise UserError(

@@ -17,6 +17,7 @@ from data_pipeline.schema import Hole
 from data_pipeline.stream.assemble import combine_digests
 from data_pipeline.stream.quarantine import Quarantine
 from janus_mega.parallel.groups import ProcessGroups
+from janus_mega.parallel.messages import gather_bytes
 from janus_mega.train.loop import StepEvent
 from janus_mega.train.order import DataOrder
 
@@ -60,7 +61,7 @@ class DataHook:
         self._write()
 
     def _write(self) -> None:
-        told = gather_bytes(json.dumps([self._digests, self._holes]).encode(), self._groups)
+        told = _of_dp_ranks(json.dumps([self._digests, self._holes]).encode(), self._groups)
         ranks = [json.loads(content) for content in told]
         if self._groups.layout.rank == 0 and self._steps:
             with self._path.open("a", encoding="utf-8") as stream:
@@ -88,22 +89,10 @@ class DataHook:
         return bool(flag.item())
 
 
-def gather_bytes(content: bytes, groups: ProcessGroups) -> list[bytes]:
-    """What every dp rank gives, by rank; nothing is pickled and nothing leaves the host.
-
-    Collective over: world (where dp is more than 1).
-    """
+def _of_dp_ranks(content: bytes, groups: ProcessGroups) -> list[bytes]:
+    """What every dp rank gives, by rank. Collective over: world (where dp is more than 1)."""
     layout = groups.layout
     if layout.dp_size == 1:
         return [content]
-    if layout.tp_rank or layout.pp_rank:
-        content = b""  # these have the same rows
-    size = torch.tensor([len(content)])
-    sizes = [torch.empty_like(size) for _ in range(layout.world_size)]
-    dist.all_gather(sizes, size, group=groups.host)
-    lengths = torch.cat(sizes).tolist()
-    own = torch.zeros(max(lengths), dtype=torch.uint8)
-    own[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else own[:0]
-    gathered = [torch.empty_like(own) for _ in lengths]
-    dist.all_gather(gathered, own, group=groups.host)
-    return [part[:length].numpy().tobytes() for part, length in zip(gathered, lengths, strict=True) if length]
+    has_own = not (layout.tp_rank or layout.pp_rank)  # the others have the same rows
+    return [part for part in gather_bytes(content if has_own else b"", groups) if part]
