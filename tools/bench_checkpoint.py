@@ -36,8 +36,8 @@ from janus_mega.config.schema import CheckpointConfig, LoggingConfig, OptimizerC
 from janus_mega.parallel.forked import run_ranks
 from janus_mega.parallel.groups import ProcessGroups, build_groups
 from janus_mega.parallel.slices import Slice
-from janus_mega.train.entering import on_rank_0
 from janus_mega.train.saving import CHECKPOINTS_DIR, Saver
+from janus_mega.train.together import on_rank_0
 from janus_mega.train.workload import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,8 +16,8 @@ from megatron.core.tensor_parallel import random as megatron_random
 from janus_mega.parallel.layout import Layout, make_layout
 from janus_mega.parallel.platform import device_of_rank, use_cpu_platform
 
-SAVING_TIMEOUT_S = 3600.0
-"""How long ranks wait for the slowest writer of a checkpoint before the save is given up."""
+DISK_TIMEOUT_S = 3600.0
+"""How long ranks wait for the slowest of them to write or to verify files before they give up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,7 @@ def build_groups(tp_size: int, pp_size: int, seed: int = 0, virtual_pp_size: int
         virtual_pipeline_model_parallel_size=virtual_pp_size if virtual_pp_size > 1 else None,
     )
     megatron_random.model_parallel_cuda_manual_seed(seed)
+    timeout = timedelta(seconds=DISK_TIMEOUT_S)
     return ProcessGroups(
         layout=layout,
         device=device,
@@ -86,8 +87,8 @@ def build_groups(tp_size: int, pp_size: int, seed: int = 0, virtual_pp_size: int
         pp=parallel_state.get_pipeline_model_parallel_group(),
         dp=parallel_state.get_data_parallel_group(),
         model=parallel_state.get_model_parallel_group(),
-        saving=dist.new_group(backend="gloo", timeout=timedelta(seconds=SAVING_TIMEOUT_S)),
-        host=dist.new_group(backend="gloo") if device.type == "cuda" else dist.group.WORLD,
+        saving=dist.new_group(backend="gloo", timeout=timeout),
+        host=dist.new_group(backend="gloo", timeout=timeout) if device.type == "cuda" else dist.group.WORLD,
     )
 
 

@@ -6,26 +6,22 @@ looks again whether one of them has published meanwhile.
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-
 from data_pipeline.errors import UserError
-from janus_mega.checkpoint.claim import Claim, Superseded, claim, list_claims
+from janus_mega.checkpoint.claim import Claim, claim, list_claims
 from janus_mega.checkpoint.disk import DISK
-from janus_mega.checkpoint.finding import Seekers, find_newest, note_published, why_not_from_scratch
+from janus_mega.checkpoint.finding import find_newest, note_published, why_not_from_scratch
 from janus_mega.checkpoint.manager import list_checkpoints
 from janus_mega.checkpoint.reader import CheckpointReader, open_checkpoint
 from janus_mega.observe.attempts import ATTEMPTS_DIR
 from janus_mega.observe.sinks import METRICS_FILE
 from janus_mega.parallel.groups import ProcessGroups
-from janus_mega.parallel.messages import share_bytes
 from janus_mega.train.restoring import check_resume
 from janus_mega.train.saving import CHECKPOINTS_DIR
 from janus_mega.train.starting import Start
+from janus_mega.train.together import on_rank_0, seekers_of
 from janus_mega.train.workload import Recipe, Workload
 
 _log = logging.getLogger(__name__)
@@ -36,7 +32,9 @@ class Entry:
     """What a start found."""
 
     reader: CheckpointReader | None
-    """The checkpoint it goes on from; None where it begins."""
+    """The checkpoint it goes on from; None where it begins, or once that is put in place."""
+    is_resumed: bool
+    """Whether there is one."""
     first_step: int
     """Steps that are done."""
     place: Claim | None
@@ -61,51 +59,14 @@ def enter(workload: Workload, recipe: Recipe, groups: ProcessGroups, start: Star
         reader = open_checkpoint(newest) if newest else None
         first_step = check_resume(reader, workload, recipe) if reader else 0
         if reader and first_step >= recipe.last_step:
-            return Entry(reader, first_step, None)
+            return Entry(reader, True, first_step, None)
         key = on_rank_0(groups, lambda: str(claim(root, _number(root, recipe.run_dir, start)).key))
         if on_rank_0(groups, lambda: _names(root)) == seen:
             if reader:
                 on_rank_0(groups, lambda: note_published(root))
                 _log.info("%s: goes on from %s", recipe.name, newest)
-            return Entry(reader, first_step, Claim.from_key(root, int(key)))
+            return Entry(reader, reader is not None, first_step, Claim.from_key(root, int(key)))
         _log.warning("%s: an older attempt has published meanwhile; looking again", recipe.name)
-
-
-def seekers_of(groups: ProcessGroups) -> Seekers:
-    """All ranks, looking for a checkpoint together."""
-
-    def agree(ok: bool) -> bool:
-        flag = torch.tensor(int(ok), device=groups.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-        return bool(flag.item())
-
-    layout = groups.layout
-    return Seekers(layout.rank, layout.world_size, agree, lambda content: share_bytes(content, groups))
-
-
-def on_rank_0(groups: ProcessGroups, fn: Callable[[], str | None]) -> str:
-    """Calls `fn` on rank 0; every rank returns what it gave, and fails where it failed.
-
-    Raises:
-        UserError: as rank 0.
-        Superseded: as rank 0.
-        RuntimeError: rank 0 met something else, which it raises itself. Collective over: world.
-    """
-    answer, failure = "", None
-    if groups.layout.rank == 0:
-        try:
-            answer = "+" + (fn() or "")
-        except Exception as error:  # told after the others have heard of it
-            failure = error
-            kinds = ((UserError, "u"), (Superseded, "s"))
-            answer = next((kind for known, kind in kinds if isinstance(error, known)), "-") + str(error)
-    answer = share_bytes(answer.encode(), groups).decode()
-    if failure is not None:
-        raise failure
-    kind, text = answer[0], answer[1:]
-    if kind != "+":
-        raise {"u": UserError, "s": Superseded}.get(kind, RuntimeError)(text)
-    return text
 
 
 def _names(root: Path) -> str:

@@ -78,13 +78,13 @@ def train(
             faults.strike("step", step + 1, engine)
         result = engine.train_step(placed, label_counts, lr)
         step += 1
-        if faults is not None:
-            faults.strike_weights(step, engine)
         pulse.end_step(step)
         event = StepEvent(step, result, batches, data_s, time.perf_counter() - began)
         for hook in hooks:
             pulse.begin_hook(type(hook).__name__)
             hook.after_step(event)
+        if faults is not None:
+            faults.strike_weights(step, engine)
         if start.stop.agreed:
             break
         pulse.begin_step()

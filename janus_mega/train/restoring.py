@@ -67,6 +67,12 @@ class LiveState:
         averages = self.average.owned() if self.average else []
         return [*self.weights(), *moment_slices(self.engine, self._shards), *averages]
 
+    def outlines(self) -> list[Slice]:
+        """As `slices`, for their sizes: nothing is copied for it."""
+        averages = self.average.owned() if self.average else []
+        weights = weight_slices(self.engine, self._shards, outlines=True)
+        return [*weights, *moment_slices(self.engine, self._shards), *averages]
+
     def at(self, step: int) -> TrainState:
         """Where the run stands after `step` steps, beside tensors of the model. Collective over: dp."""
         order = self._workload.order
@@ -177,7 +183,12 @@ def fill_parameters(reader: CheckpointReader, shards: Sequence[ShardedParameter]
         UserError: the checkpoint is of another model. Collective over: world.
     """
     check_model(reader, shards, groups)
-    reader.fill(parameter_slices(shard for shard in shards if not shard.parameter.requires_grad))
+    frozen = [shard for shard in shards if not shard.parameter.requires_grad]
+    if groups.layout.dp_rank == 0:  # the others hold the same, and a shared disk gives it out once
+        reader.fill(parameter_slices(frozen))
+    if groups.layout.dp_size > 1:
+        for shard in frozen:
+            dist.broadcast(shard.parameter.data, dist.get_global_rank(groups.dp, 0), group=groups.dp)
 
 
 def fill_masters(reader: CheckpointReader, engine: StatefulEngine, shards: Sequence[ShardedParameter]) -> None:

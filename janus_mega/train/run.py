@@ -6,6 +6,8 @@ engine -> optimizer state -> loop. A stage border is a process border, so starti
 
 import logging
 import signal
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import torch
@@ -29,7 +31,7 @@ from janus_mega.observe.sinks import open_sinks
 from janus_mega.observe.stopping import StopFlag
 from janus_mega.optim.param_groups import build_param_groups
 from janus_mega.parallel.groups import ProcessGroups
-from janus_mega.train.entering import Entry, enter, on_rank_0
+from janus_mega.train.entering import Entry, enter
 from janus_mega.train.exits import Stopped
 from janus_mega.train.health import Health, any_rank
 from janus_mega.train.hooks.build import Session, build_hooks
@@ -37,6 +39,7 @@ from janus_mega.train.loop import train
 from janus_mega.train.restoring import LiveState, fill_masters, fill_parameters
 from janus_mega.train.saving import Saver
 from janus_mega.train.starting import Start
+from janus_mega.train.together import on_rank_0
 from janus_mega.train.watch import Watch
 from janus_mega.train.workload import Recipe, Workload
 
@@ -48,6 +51,7 @@ _BACKENDS: dict[Backend, type[DeepSpeedEngine] | type[MegatronEngine]] = {
 }
 
 _RANKS_TOLD = 8
+_BYTES_PER_VALUE = 4  # checkpoints hold fp32
 
 
 def run(workload: Workload, recipe: Recipe, groups: ProcessGroups, start: Start | None = None) -> Path:
@@ -64,6 +68,7 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups, start: Start 
         assert entry.reader is not None  # or there would be something left to do
         _log.info("%s: %s is already at its last step", recipe.name, entry.reader.directory)
         return entry.reader.directory
+    place = entry.place
     with Watch(start.pulse, recipe.health, recipe.run_dir, groups):
         if entry.reader:
             start.strike("load", entry.first_step)
@@ -72,13 +77,14 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups, start: Start 
         live = LiveState(workload, recipe, engine, shards, health)
         if entry.reader:
             live.resume(entry.reader)
+            entry = replace(entry, reader=None)  # its tables are large where ranks are many
         else:
             live.begin()
-        _require_space(live, entry.place.root, recipe)
+        _require_space(live, place.root, recipe)
         if groups.layout.rank == 0:
             workload.order.keep(recipe.run_dir)
         step = _train(workload, recipe, live, health, entry, start)
-    final = [found for found in list_checkpoints(entry.place.root) if found.step == step][-1].path
+    final = Path(on_rank_0(groups, lambda: _saved_at(place.root, step)))
     if start.stop.agreed and step < recipe.last_step:
         raise Stopped(
             f"{recipe.name}: {_who_asked(start.stop, groups)}; step {step} of {recipe.last_step} is saved as {final}, "
@@ -102,20 +108,29 @@ def _train(workload: Workload, recipe: Recipe, live: LiveState, health: Health, 
     ):
         if start.faults is not None:
             saver.disk = start.faults.disk()
-        saved_step = first_step if entry.reader else -1
+        saved_step = first_step if entry.is_resumed else -1
         session = Session(workload, recipe, groups, live, sinks, progress, health, saver, saved_step, start)
         return train(engine, workload, recipe, groups, build_hooks(session), first_step, start)
 
 
 def _require_space(live: LiveState, root: Path, recipe: Recipe) -> None:
     """Raises UserError where the disk has no room for the checkpoints that retention keeps. Collective over: world."""
-    groups = live.engine.groups
-    trained = {shard.name for shard in live.shards if shard.parameter.requires_grad}
+    groups, layout = live.engine.groups, live.engine.groups.layout
     parts = 1 + len(MOMENTS) + (live.average is not None)
-    sizes = [piece.tensor.nbytes * (parts if piece.name in trained else 1) for piece in live.weights()]
-    num_bytes = torch.tensor(sum(sizes), device=groups.device)
-    dist.all_reduce(num_bytes)
+    sizes = [
+        _BYTES_PER_VALUE * prod(shard.local_shape) * (parts if shard.parameter.requires_grad else 1)
+        for shard in live.shards
+        if layout.dp_rank == 0 and (shard.is_cut or layout.tp_rank == 0)
+    ]
+    num_bytes = torch.tensor(sum(sizes))
+    dist.all_reduce(num_bytes, group=groups.host)
     on_rank_0(groups, lambda: check_space(root, int(num_bytes.item()), recipe.checkpoint.keep_last))
+
+
+def _saved_at(root: Path, step: int) -> str:
+    """The newest checkpoint of a step; its name at least, should a newer attempt have removed it just now."""
+    found = [entry.path for entry in list_checkpoints(root) if entry.step == step]
+    return str(found[-1] if found else root / f"step-{step:08d}")
 
 
 def _who_asked(stop: StopFlag, groups: ProcessGroups) -> str:

@@ -24,9 +24,9 @@ from janus_mega.checkpoint.state import TrainState
 from janus_mega.config.schema import CheckpointConfig
 from janus_mega.parallel.groups import ProcessGroups, build_groups
 from janus_mega.parallel.slices import Slice
-from janus_mega.train.entering import on_rank_0
 from janus_mega.train.saving import CHECKPOINTS_DIR, Saver
 from janus_mega.train.starting import Start
+from janus_mega.train.together import on_rank_0
 from tests.support.tiny import fp32, tiny_recipe
 
 SHAPES = {"table": (64, 40), "vector": (96,), "steps": (8,)}
@@ -55,6 +55,8 @@ class HeldState:
 
     def slices(self) -> list[Slice]:
         return list(self.owned)
+
+    outlines = slices
 
     def weights(self) -> list[Slice]:
         return [piece for piece in self.owned if piece.name != "steps"]

@@ -8,13 +8,10 @@ import json
 import socket
 import time
 from pathlib import Path
-from typing import Any
-
-import torch
-import torch.distributed as dist
 
 from janus_mega.engine.replicas import Replicas
 from janus_mega.parallel.groups import ProcessGroups
+from janus_mega.parallel.messages import gather_bytes
 from janus_mega.train.exits import ReplicasDiffer
 from janus_mega.train.loop import StepEvent
 
@@ -58,7 +55,8 @@ class ReplicaHook:
     def _end(self) -> None:
         rank, host = self._groups.layout.rank, socket.gethostname()
         odd = [{"name": odd.parameter, "why": odd.why} for odd in self._replicas.find_odd()]
-        told_by_all = _told_by_all({"rank": rank, "host": host, "parameters": odd}, self._groups.device)
+        mine = json.dumps({"rank": rank, "host": host, "parameters": odd}).encode()
+        told_by_all = [json.loads(told) for told in gather_bytes(mine, self._groups)]
         ranks = [told for told in told_by_all if told["parameters"]]
         path = self._run_dir / time.strftime("replicas-%Y%m%dT%H%M%SZ.json", time.gmtime())
         suspect = [self._equal_at + 1, self._step]
@@ -78,15 +76,3 @@ def _names(parameters: list[dict[str, str]]) -> str:
     told = ", ".join(f"{parameter['name']} ({parameter['why']})" for parameter in parameters[:_NAMES_TOLD])
     more = len(parameters) - _NAMES_TOLD
     return f"{told} and {more} more" if more > 0 else told
-
-
-def _told_by_all(mine: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
-    """A JSON value of every rank. Collective over: world."""
-    content = torch.frombuffer(bytearray(json.dumps(mine).encode()), dtype=torch.uint8).to(device)
-    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, torch.tensor([len(content)], device=device))
-    longest = max(int(size) for size in sizes)
-    padded = torch.cat([content, content.new_zeros(longest - len(content))])
-    found = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(found, padded)
-    return [json.loads(bytes(values[: int(size)].tolist())) for values, size in zip(found, sizes, strict=True)]

@@ -6,6 +6,7 @@ It costs a checkpoint without optimizer on the disk and the other ranks' patienc
 """
 
 import json
+import logging
 import shutil
 import time
 from pathlib import Path
@@ -22,11 +23,13 @@ from janus_mega.observe.stopping import StopFlag
 from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.train.hooks.drawings import code_use, read_picture, sheet
 from janus_mega.train.loop import StepEvent
-from janus_mega.train.saving import Saver
+from janus_mega.train.saving import SaveFailed, Saver
 
 SAMPLES_DIR = "samples"
 """Folder of a run directory that receives drawings and answers."""
 _SCRATCH = "weights-"
+
+_log = logging.getLogger(__name__)
 
 
 class SamplesHook:
@@ -75,7 +78,11 @@ class SamplesHook:
                 if left_over.name <= scratch.name:
                     shutil.rmtree(left_over, ignore_errors=True)
         dist.barrier()
-        checkpoint = self._saver.save_weights(scratch, step)
+        try:
+            checkpoint = self._saver.save_weights(scratch, step)
+        except SaveFailed as error:  # a full disk, say; all ranks hear of it alike
+            _log.error("step %d: nothing is sampled, the weights for it could not be written: %s", step, error)
+            return
         if is_first:
             # Building a model may draw from the generators that training draws from.
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
