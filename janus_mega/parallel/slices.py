@@ -12,6 +12,7 @@ plain cut, two for the gate and up halves of a fused projection.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from math import prod
 
 import torch
@@ -87,16 +88,37 @@ def index_of(box: Box, origin: Sequence[int] | None = None) -> tuple[slice, ...]
 
 
 def find_overlap(boxes: Iterable[Box]) -> Box | None:
-    """A box that two of the boxes share, or None. Sorted by the first dimension, so disjoint bands cost n log n."""
-    ordered = sorted((box for box in boxes if box.numel), key=lambda box: box.offset)
-    for number, box in enumerate(ordered):
-        for other in ordered[number + 1 :]:
-            if box.offset and other.offset[0] >= box.stop[0]:
+    """A box that two of the boxes share, or None.
+
+    Boxes are parted along one dimension after the other, so cuts of flat ranges cost about n log n whichever
+    dimension tells them apart; only boxes that no dimension parts are compared in pairs.
+    """
+    pending = [[box for box in boxes if box.numel]]
+    while pending:
+        group = pending.pop()
+        for dim in range(len(group[0].offset) if len(group) > 1 else 0):
+            parts = _part(group, dim)
+            if len(parts) > 1:
+                pending += reversed(parts)
                 break
-            common = intersect(box, other)
-            if common is not None:
-                return common
+        else:
+            for a, b in combinations(group, 2):
+                common = intersect(a, b)
+                if common is not None:
+                    return common
     return None
+
+
+def _part(boxes: list[Box], dim: int) -> list[list[Box]]:
+    """Groups, in order, whose ranges of one dimension do not meet."""
+    parts: list[list[Box]] = []
+    end = -1
+    for box in sorted(boxes, key=lambda box: box.offset[dim]):
+        if box.offset[dim] >= end:
+            parts.append([])
+        parts[-1].append(box)
+        end = max(end, box.offset[dim] + box.shape[dim])
+    return parts
 
 
 def find_gap(boxes: Iterable[Box], target: Box) -> Box | None:

@@ -1,5 +1,9 @@
 """Cutting and joining of global tensors: exact coverage, errors that name the place, flat ranges over uneven cuts."""
 
+import random
+import time
+from itertools import combinations, pairwise
+
 import pytest
 import torch
 
@@ -14,7 +18,9 @@ from janus_mega.parallel.slices import (
     fill_local,
     fill_range,
     find_gap,
+    find_overlap,
     index_of,
+    intersect,
     slices_of_local,
     slices_of_range,
     split_range,
@@ -119,3 +125,32 @@ def test_flat_optimizer_ranges_of_a_fused_tensor_reassemble() -> None:
 def test_gap_of_many_bands_is_found() -> None:
     boxes = [Box((start, 0), (1, 4)) for start in range(200) if start != 150]
     assert find_gap(boxes, Box((0, 0), (200, 4))) == Box((150, 0), (1, 4))
+
+
+def test_overlap_is_what_comparing_all_pairs_finds() -> None:
+    chooser, answers = random.Random(0), []
+    for _ in range(3000):
+        shape = [chooser.choice((1, 4, 9)) for _ in range(chooser.randrange(4))]
+        boxes = []
+        for _ in range(chooser.randrange(7)):
+            offset = tuple(chooser.randrange(size) for size in shape)
+            boxes.append(
+                Box(offset, tuple(chooser.randint(0, min(3, b - a)) for a, b in zip(offset, shape, strict=True)))
+            )
+        common = [found for a, b in combinations(boxes, 2) if (found := intersect(a, b)) is not None]
+        found = find_overlap(boxes)
+        assert found in common if common else found is None, boxes
+        answers.append(found is None)
+    assert 500 < sum(answers) < 2500
+
+
+@pytest.mark.parametrize("shape", [(1, 576, 1024), (2, 576, 1024), (576, 1, 1024), (4, 8, 18432)])
+def test_many_pieces_of_a_flat_cut_are_checked_quickly(shape: tuple[int, ...]) -> None:
+    size, parts = torch.Size(shape).numel(), 2560
+    cuts = [size * number // parts for number in range(parts + 1)]
+    boxes = [box for a, b in pairwise(cuts) for box in split_range(shape, a, b)]
+    began = time.perf_counter()
+    check_coverage("w", shape, boxes)
+    assert time.perf_counter() - began < 1.5  # comparing pairs takes many times as long where the first dimension is 1
+    with pytest.raises(ValueError, match="more than once"):
+        check_coverage("w", shape, [*boxes, boxes[-1]])
