@@ -30,6 +30,7 @@ from janus_mega.checkpoint.format import (
     STATE_FILE,
     FileEntry,
     copy_file,
+    dump_compact,
     dump_json,
     find_damage,
     parse_step,
@@ -87,6 +88,9 @@ def save_checkpoint(
 ) -> Path:
     """Writes one checkpoint and returns its directory. Collective: every rank, through `ranks.agree`.
 
+    Rank 0 has the directory's name from the disk. On another rank, where a cached listing may not show it yet, it is
+    the name that the step has when it is saved once.
+
     Args:
         place: the claim on the directory of all checkpoints of a run, shared by all ranks; or a directory that no two
             processes save into at once.
@@ -98,7 +102,7 @@ def save_checkpoint(
         disk: where it happens.
 
     Raises:
-        ValueError: pieces overlap or are missing (names tensor and range).
+        ValueError: pieces overlap or are missing (names tensor and range), or are too many to be read again.
         OSError: writing failed, here or on another rank; nothing was published.
         Superseded: a newer attempt has claimed the directory; nothing was published.
     """
@@ -120,11 +124,23 @@ def save_checkpoint(
             failure = error
         if not ranks.agree(failure is None):
             _give_up(mine, aside, failure, is_first, disk)
-    saved = _at_step(mine.root, state.step)
+    saved = _seen_at_step(mine.root, state.step, is_first)
+    if not saved and not is_first:
+        return mine.root / aside.name
     if not saved:  # a newer attempt took over meanwhile and has gone on so far that this one is superfluous
         mine.check()
         raise FileNotFoundError(f"{mine.root}: the checkpoint of step {state.step} was published and is gone")
     return saved[-1].path
+
+
+def _seen_at_step(root: Path, step: int, is_first: bool) -> list[Found]:
+    """What a rank sees of a step just published; only the one that renamed it is sure to, as listings are cached."""
+    try:
+        return _at_step(root, step)
+    except OSError:
+        if is_first:
+            raise
+        return []
 
 
 def save_files(
@@ -221,7 +237,7 @@ def write_note(aside: Path, rank: int, pieces: Iterable[Slice], digests: Digests
         }
         for piece in pieces
     ]
-    note = dump_json({"file": asdict(entry), "pieces": rows})
+    note = dump_compact({"file": asdict(entry), "pieces": rows})
     with disk.create(aside / _note(rank)) as file:  # rank 0 reads it in a moment; it need not outlive the machine
         disk.write(file, note)
     disk.sync_directory(aside)
@@ -246,7 +262,7 @@ def _join(
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     config = fields.pop("config_text").encode()
     del fields["rng"]
-    entries.append(write_bytes(aside / INDEX_FILE, dump_json(index), disk=disk))
+    entries.append(write_bytes(aside / INDEX_FILE, dump_compact(index), disk=disk))
     entries.append(write_bytes(aside / STATE_FILE, dump_json(fields), disk=disk))
     entries.append(write_bytes(aside / CONFIG_FILE, config, disk=disk))
     entries += [_write_extra(aside, name, content, disk) for name, content in extra_files.items()]

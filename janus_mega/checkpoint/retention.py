@@ -1,11 +1,14 @@
 """Which checkpoints stay, their removal, and whether the disk has room for them.
 
-Nothing goes unless the newest is known to be good, and only what is older than the newest whole ones, so the last good
-checkpoint is never touched and damaged newer ones stay for inspection. Removal begins with a rename, so a half-removed
-directory is never taken for a checkpoint; an attempt renames into its own folder, so a fenced one removes none.
+Nothing goes unless one checkpoint, the anchor, is known to be good: what was just written, or else the newest, read
+again. Only what is older than it and than the newest whole ones goes, so the last good checkpoint is never touched, and
+damaged ones above the anchor stay for inspection and keep nothing from being removed. Removal begins with a rename, so
+a half-removed directory is never taken for a checkpoint; an attempt renames into its own folder, so a fenced one
+removes none.
 """
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from data_pipeline.errors import UserError
@@ -16,7 +19,13 @@ from janus_mega.checkpoint.manager import Found, find_step_damage, list_checkpoi
 
 
 def apply_retention(
-    place: Path | Claim, keep_last: int, keep_every: int = 0, *, written: Path | None = None, disk: Disk = DISK
+    place: Path | Claim,
+    keep_last: int,
+    keep_every: int = 0,
+    *,
+    written: Path | None = None,
+    bad: Collection[str] = (),
+    disk: Disk = DISK,
 ) -> list[Path]:
     """Removes all but the newest `keep_last` whole checkpoints and those kept for good; rank 0, after a save.
 
@@ -24,8 +33,9 @@ def apply_retention(
         place: the claim of this attempt, or a directory of checkpoints that nobody claims.
         keep_last: how many of the newest whole ones stay, at least 1.
         keep_every: checkpoints whose step is a multiple of it stay too; 0 for none.
-        written: what this process has just saved. If that is the newest, its content is not read again: the
-            digests in it are of what was handed to the disk a moment ago.
+        written: what this process has just saved. Its content is not read again: the digests in it are of what was
+            handed to the disk a moment ago. Checkpoints above it are left alone and do not count.
+        bad: names of checkpoints whose content was found damaged; they do not count as whole and stay.
         disk: where it happens.
 
     Returns:
@@ -43,7 +53,10 @@ def apply_retention(
         fence_older(place, disk)
     else:
         remove_trash(root, disk)
-    found = list_checkpoints(root)
+    found = [entry for entry in list_checkpoints(root) if entry.path.name not in bad]
+    paths = [entry.path for entry in found]
+    if written in paths:
+        found = found[: paths.index(written) + 1]
     if not found or find_step_damage(found[-1], content=found[-1].path != written) is not None:
         return []
     removed = []

@@ -194,7 +194,11 @@ def write_safetensors(
 
 
 def head_of(path: Path, ordered: Sequence[tuple[str, Tensor]], metadata: Mapping[str, str]) -> tuple[bytes, int]:
-    """Length and header of a file, and the size of the whole file."""
+    """Length and header of a file, and the size of the whole file.
+
+    Raises:
+        ValueError: a key is given twice, or the header is longer than a reader would take.
+    """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     position = 0
     for key, tensor in ordered:
@@ -209,6 +213,11 @@ def head_of(path: Path, ordered: Sequence[tuple[str, Tensor]], metadata: Mapping
         position = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEAD_BYTES:
+        raise ValueError(
+            f"{path.name}: a header of {len(text)} bytes for {len(ordered)} tensors, at most {MAX_HEAD_BYTES} are read "
+            "again; save on more ranks, so that each file holds fewer pieces"
+        )
     return len(text).to_bytes(8, "little") + text, 8 + len(text) + position
 
 

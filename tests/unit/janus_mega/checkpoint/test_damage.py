@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from data_pipeline.errors import UserError
-from janus_mega.checkpoint.format import FileEntry, find_damage, read_manifest, write_manifest
+from janus_mega.checkpoint.format import FileEntry, dump_compact, find_damage, read_manifest, write_manifest
 from janus_mega.checkpoint.manager import find_latest, save_checkpoint
 from janus_mega.checkpoint.reader import open_checkpoint
 from janus_mega.checkpoint.tensor_file import TensorFile
@@ -177,7 +177,7 @@ def test_whoever_can_make_digests_right_still_cannot_contradict_the_tables(whole
             entry["shape"], entry["pieces"][0]["shape"] = [4, 6], [4, 6]
         else:
             entry["dtype"] = "I32"
-        _publish_anew(directory, "tensors.json", json.dumps(index, sort_keys=True, indent=1).encode())
+        _publish_anew(directory, "tensors.json", dump_compact(index))
         assert_found(directory, change)
 
 

@@ -1,8 +1,11 @@
 """A checkpoint is whole or absent, any layout reads what any other wrote, and damage of every kind is noticed."""
 
+import errno
+import json
 import pickle
 import random
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from data_pipeline.errors import UserError
+from janus_mega.checkpoint import format as format_module
+from janus_mega.checkpoint import manager, tensor_file
 from janus_mega.checkpoint.claim import claim
 from janus_mega.checkpoint.format import find_damage, rank_file
 from janus_mega.checkpoint.manager import (
@@ -103,6 +108,47 @@ def test_same_step_again_is_a_new_directory_and_wins(tmp_path: Path) -> None:
     first, second = save_one(tmp_path, 5), save_one(tmp_path, 5)
     assert (first.name, second.name) == ("step-00000005", "step-00000005-1")
     assert find_latest(tmp_path) == second
+
+
+def test_only_the_rank_that_renamed_must_see_the_new_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = manager._at_step
+
+    def cached(root: Path, step: int) -> list[manager.Found]:
+        if threading.current_thread() is threads["blind"]:
+            return []
+        if threading.current_thread() is threads["lost"]:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return seen(root, step)
+
+    threads: dict[str, threading.Thread] = {}
+    monkeypatch.setattr(manager, "_at_step", cached)
+
+    def slices(rank: int) -> list[Slice]:
+        threads[("first", "blind", "lost")[rank]] = threading.current_thread()
+        return rows_of(rank, 3)
+
+    assert save_on_threads(tmp_path, 3, slices) == [tmp_path / "step-00000003"] * 3
+
+
+def test_tables_are_compact_and_what_could_not_be_read_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = (save_one(tmp_path, 1) / "tensors.json").read_bytes()
+    assert table == json.dumps(json.loads(table), sort_keys=True, separators=(",", ":")).encode()
+    longest = max(path.stat().st_size for path in (tmp_path / "step-00000001").glob("*.json"))
+    monkeypatch.setattr(format_module, "_MAX_JSON_BYTES", longest)
+    assert find_damage(save_one(tmp_path, 2)) is None
+    monkeypatch.setattr(format_module, "_MAX_JSON_BYTES", len(table) - 1)
+    with pytest.raises(ValueError, match=rf"tensors\.json: {len(table)} bytes, at most .*; save on fewer ranks"):
+        save_one(tmp_path, 3)
+    monkeypatch.undo()
+    head = int.from_bytes((tmp_path / "step-00000001" / rank_file(0)).read_bytes()[:8], "little")
+    monkeypatch.setattr(tensor_file, "MAX_HEAD_BYTES", head)
+    assert find_damage(save_one(tmp_path, 4)) is None
+    monkeypatch.setattr(tensor_file, "MAX_HEAD_BYTES", head - 1)
+    with pytest.raises(ValueError, match=rf"header of {head} bytes for 4 tensors, at most {head - 1} .* save on more"):
+        save_one(tmp_path, 5)
+    assert [found.step for found in list_checkpoints(tmp_path)] == [1, 2, 4]
 
 
 def test_damage_of_every_file_is_found_and_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -45,9 +45,27 @@ def test_the_last_good_one_never_goes(tmp_path: Path) -> None:
     newest = save_one(tmp_path, 4)
     assert apply_retention(tmp_path, 2, written=newest) == []  # one whole one is not two
     assert apply_retention(tmp_path, 1, written=newest) == paths[::-1]
-    flipped = (newest / "tensors-00000.safetensors").read_bytes()
-    (newest / "tensors-00000.safetensors").write_bytes(flipped[:-1] + bytes([flipped[-1] ^ 1]))
+    flip(newest)
     assert apply_retention(tmp_path, 1) == []
+
+
+def test_a_damaged_newest_one_stops_no_removal_and_what_is_known_to_be_bad_does_not_count(tmp_path: Path) -> None:
+    paths = [save_one(tmp_path, step) for step in (1, 2, 3, 4)]
+    flip(save_one(tmp_path, 9))  # passed over by a start, which went on from a step before it
+    flip(paths[2])  # sizes fit, so only who has read it knows
+    bad = {"step-00000003", "step-00000009"}
+    assert apply_retention(tmp_path, 2, written=paths[3], bad=bad) == [paths[0]]
+    assert steps(tmp_path) == [2, 3, 4, 9]
+    assert apply_retention(tmp_path, 2, bad=bad) == [] and find_latest(tmp_path) == paths[3]
+    assert apply_retention(tmp_path, 1, written=paths[3], bad=bad) == [paths[1]]
+    assert apply_retention(tmp_path, 1, written=paths[3]) == [paths[2]]
+    assert apply_retention(tmp_path, 1) == []  # nobody vouches for the newest, and it is damaged
+
+
+def flip(directory: Path) -> None:
+    file = directory / "tensors-00000.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
 
 def test_what_was_just_written_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
