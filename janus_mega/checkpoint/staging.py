@@ -62,7 +62,8 @@ class Staging:
         """`limit_bytes` bounds the buffer; 0 lets it take whatever is asked for."""
         self._limit_bytes = limit_bytes
         self._buffer = torch.empty(0, dtype=torch.uint8)
-        self._preparing: threading.Thread | None = None
+        self._making: threading.Thread | None = None
+        self._error: Exception | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -70,22 +71,23 @@ class Staging:
         return self._buffer.numel()
 
     def prepare(self, slices: Iterable[Slice]) -> None:
-        """Makes the buffer for slices like these, in a thread of its own; the next snapshot waits for it."""
+        """Makes the buffer for slices like these, in a thread of its own; the next snapshot waits for it.
+
+        Only shapes, number formats and devices count. What goes wrong is told; the next snapshot tries again.
+        """
         pieces = in_file_order(slices)
-        wanted = sum(map(_room_of, pieces[self._num_live(pieces) :]))
-        arguments = (wanted, _device_of(pieces))
-        self._preparing = threading.Thread(target=self._make, args=arguments, name="janus-mega-staging", daemon=True)
-        self._preparing.start()
+        self._begin_making(sum(map(_room_of, pieces[self._num_live(pieces) :])), _device_of(pieces))
 
     def snapshot(self, slices: Iterable[Slice]) -> Snapshot:
-        """Copies slices, as they are when the work queued so far is done; the last ones of the file if not all fit."""
-        if self._preparing is not None:
-            self._preparing.join()
-            self._preparing = None
+        """Copies slices, as they are when the work queued so far is done; the last ones of the file if not all fit.
+
+        Raises:
+            MemoryError: there is no memory for the buffer.
+        """
         pieces = in_file_order(slices)
         num_live = self._num_live(pieces)
         device = _device_of(pieces)
-        self._make(sum(map(_room_of, pieces[num_live:])), device)
+        self._require(sum(map(_room_of, pieces[num_live:])), device)
         copies, position = [], 0
         with torch.no_grad():
             for piece in pieces[num_live:]:
@@ -104,11 +106,40 @@ class Staging:
                 return number
         return 0
 
+    def _require(self, num_bytes: int, device: torch.device) -> None:
+        if self._making is not None:
+            self._making.join()
+            self._making = None
+        if num_bytes > self._buffer.numel():
+            self._error = None
+            self._begin_making(num_bytes, device).join()
+            self._making = None
+            if self._error is not None:
+                raise self._error
+
+    def _begin_making(self, num_bytes: int, device: torch.device) -> threading.Thread:
+        """Always in another thread: CUDA keeps an error per thread, and training would meet that of a failed lock."""
+        arguments = (num_bytes, device)
+        thread = threading.Thread(target=self._make, args=arguments, name="janus-mega-staging", daemon=True)
+        thread.start()
+        self._making = thread
+        return thread
+
     def _make(self, num_bytes: int, device: torch.device) -> None:
+        try:
+            self._grow(num_bytes, device)
+        except Exception as error:  # of a thread, which nobody would hear of
+            _log.warning("no staging memory of %.1f GiB: %s", num_bytes / GIB, error)
+            self._error = error.with_traceback(None)
+
+    def _grow(self, num_bytes: int, device: torch.device) -> None:
         if num_bytes <= self._buffer.numel():
             return
         self._buffer = torch.empty(0, dtype=torch.uint8)  # gone before the larger one is there
-        self._buffer = torch.empty(num_bytes, dtype=torch.uint8)
+        try:
+            self._buffer = torch.empty(num_bytes, dtype=torch.uint8)
+        except RuntimeError as error:  # torch's word for no memory
+            raise MemoryError(str(error)) from None
         if device.type == "cuda":
             _register(self._buffer, device)
         else:

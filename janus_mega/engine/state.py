@@ -2,8 +2,9 @@
 
 Optimizers keep fp32 masters and moments as flat ranges of this rank's parameters; every range is told with its address,
 so each rank writes the fragments it owns and nothing is gathered. A slice's tensor is a view of the engine's memory, so
-restoring is filling the same slices with what a checkpoint holds there, whatever layout wrote it. Parameters that all
-tp ranks hold whole are told for saving by tp rank 0 and for filling by all.
+restoring is filling the same slices with what a checkpoint holds there, whatever layout wrote it. Frozen weights that
+are not fp32 are no such view: they are copied to the host to be written, never a second time on the device. Parameters
+that all tp ranks hold whole are told for saving by tp rank 0 and for filling by all.
 
 Names: a weight's global name; moments are `optimizer.exp_avg/<name>` and `optimizer.exp_avg_sq/<name>`.
 """
@@ -26,14 +27,26 @@ def owned_shards(engine: StatefulEngine, shards: Iterable[ShardedParameter]) -> 
             yield shard
 
 
-def weight_slices(engine: StatefulEngine, shards: Iterable[ShardedParameter]) -> Iterator[Slice]:
-    """The fp32 weights this rank is the one to write: over all ranks each element exactly once."""
+def weight_slices(
+    engine: StatefulEngine, shards: Iterable[ShardedParameter], *, outlines: bool = False
+) -> Iterator[Slice]:
+    """The fp32 weights this rank is the one to write: over all ranks each element exactly once.
+
+    With `outlines`, those that would have to be copied are told by tensors without content (on meta).
+    """
     for shard in owned_shards(engine, shards):
         if shard.parameter.requires_grad or hasattr(shard.parameter, "ds_tensor"):
             yield from fragment_slices(shard, shard.name, engine.fragment(shard.parameter))
         elif engine.groups.layout.dp_rank == 0:
-            local = shard.parameter.detach().float()
+            local = _in_fp32(shard.parameter.detach(), outline=outlines)
             yield from slices_of_local(shard.name, shard.global_shape, shard.regions, local)
+
+
+def _in_fp32(weight: Tensor, *, outline: bool) -> Tensor:
+    """A weight as it is written: itself if it is fp32, else a copy in host memory."""
+    if weight.dtype is torch.float32:
+        return weight
+    return torch.empty_like(weight, dtype=torch.float32, device="meta") if outline else weight.cpu().float()
 
 
 def moment_slices(engine: StatefulEngine, shards: Iterable[ShardedParameter]) -> Iterator[Slice]:

@@ -2,17 +2,20 @@
 
 The flag is written by the thread that takes signals and read by the thread that trains. Ranks agree through a number in
 an all-reduce that every step makes anyway, so a rank learns of a signal that only another one received, and all of them
-stop at the same step. In the same way they learn, at one step, that a newer attempt has taken the run over.
+stop at the same step. In the same way they learn, at one step, what a rank may find alone and all must end by: that a
+newer attempt has taken the run over, or that saves can no longer be agreed on.
+
+The number is a count of ranks per finding, side by side: an exact sum in fp64 for up to 131,071 ranks.
 """
 
-_TAKEN_OVER = 2.0**30
-"""What a rank adds for that; more than there are ranks."""
+_ROOM = 2.0**17
+"""What a count is below: more than there are ranks."""
 
 
 class StopFlag:
     """One per rank and run."""
 
-    __slots__ = ("agreed", "signal", "superseded", "taken_over")
+    __slots__ = ("agreed", "lost", "saves_lost", "signal", "superseded", "taken_over")
 
     def __init__(self) -> None:
         self.signal = 0
@@ -25,10 +28,15 @@ class StopFlag:
         self.taken_over = False
         """Whether all ranks know that some rank has found so; becomes true as `agreed` does."""
 
+        self.lost = False
+        """Whether this rank has found that the ranks can no longer agree on saves."""
+        self.saves_lost = False
+        """Whether all ranks know that some rank has found so; becomes true as `agreed` does."""
+
     @property
     def told(self) -> float:
         """What this rank adds to the number that ranks agree through."""
-        return float(self.signal != 0) + _TAKEN_OVER * self.superseded
+        return float(self.signal != 0) + _ROOM * (self.superseded + _ROOM * self.lost)
 
     @property
     def asked(self) -> bool:
@@ -37,6 +45,8 @@ class StopFlag:
 
     def hear(self, told: float) -> None:
         """Takes what all ranks have told, as all of them have just read it."""
-        num_superseded, num_asked = divmod(told, _TAKEN_OVER)
+        findings, num_asked = divmod(told, _ROOM)
+        num_lost, num_superseded = divmod(findings, _ROOM)
         self.agreed = self.agreed or num_asked > 0
         self.taken_over = self.taken_over or num_superseded > 0
+        self.saves_lost = self.saves_lost or num_lost > 0

@@ -19,8 +19,8 @@ from typing import Any, Self
 
 from janus_mega.checkpoint.claim import Claim, Superseded
 from janus_mega.checkpoint.disk import DISK, Disk
-from janus_mega.checkpoint.finding import note_published
-from janus_mega.checkpoint.manager import Ranks, find_latest, save_checkpoint
+from janus_mega.checkpoint.finding import find_newest, note_published
+from janus_mega.checkpoint.manager import Ranks, save_checkpoint
 from janus_mega.checkpoint.reader import open_checkpoint
 from janus_mega.checkpoint.retention import apply_retention
 from janus_mega.checkpoint.staging import GIB, Snapshot, Staging, failed, live
@@ -28,6 +28,7 @@ from janus_mega.checkpoint.state import TrainState
 from janus_mega.train.exits import DEFECT, RunEnded
 from janus_mega.train.restoring import LiveState
 from janus_mega.train.starting import Start
+from janus_mega.train.together import seekers_of
 from janus_mega.train.workload import Recipe, Workload
 from janus_mega.train.writer import Outcome, TellingDisk, Verdict, Writer
 
@@ -85,6 +86,8 @@ class Saver:
     def save(self, step: int) -> None:
         """Begins to save all that a resume needs; returns when training may go on. Old checkpoints go afterwards.
 
+        A step that is saved already (the run went back there just now) is not saved again.
+
         Raises:
             Superseded: a newer attempt has taken the checkpoints over. Collective over: world.
         """
@@ -94,17 +97,28 @@ class Saver:
         if waited_s > LONG_WAIT_S:
             _log.warning("step %d: training waited %.1f s for the save before this one; a larger checkpoint.save_every "
                          "or a faster disk would not hold it", step, waited_s)  # fmt: skip
-        if self._recipe.checkpoint.asynchronous:
-            try:
-                snapshot = self._staging.snapshot(self._live.slices())
-            except Exception as error:  # of this rank alone; all must hear of it
-                snapshot = failed(error)
-        else:
-            snapshot = live(self._live.slices())
+        if self._is_saved(step):
+            return
+        snapshot = self._snapshot(step) if self._recipe.checkpoint.asynchronous else live(self._live.slices())
         self._begin(self._place, snapshot, self._live.at(step))
         self._writer.wait_until(snapshot.free.wait)
         if not self._recipe.checkpoint.asynchronous:
             self.settle()
+
+    def _snapshot(self, step: int) -> Snapshot:
+        """A copy, or the live tensors where there is no memory for one."""
+        try:
+            try:
+                return self._staging.snapshot(self._live.slices())
+            except MemoryError as error:
+                _log.warning("step %d: no memory to copy what is saved (%s): training waits until it is written; a "
+                             "smaller checkpoint.staging_gib would copy a part", step, error)  # fmt: skip
+            return live(self._live.slices())
+        except Exception as error:  # of this rank alone; all must hear of it
+            return failed(error)
+
+    def _is_saved(self, step: int) -> bool:
+        return self._last is not None and self._last.step == step and self._last.path is not None
 
     def finish(self, step: int) -> Path:
         """The checkpoint of a step, saved by now if it was not; nothing is under way any more.
@@ -114,7 +128,7 @@ class Saver:
             Superseded: a newer attempt has taken the checkpoints over. Collective over: world.
         """
         self.settle()
-        if self._last is None or self._last.step != step or self._last.path is None:
+        if not self._is_saved(step):
             self._begin(self._place, live(self._live.slices()), self._live.at(step))
             self.settle()
         assert self._last is not None
@@ -134,18 +148,30 @@ class Saver:
     def look(self) -> None:
         """At a step border: hears of a save that has ended meanwhile, and makes room for the first copy.
 
-        Ranks hear of an end at different borders, so that one was superseded is told with the losses of the next step,
-        and all end at the border after it.
+        Ranks hear of an end at different borders, so that one was superseded, or that the agreement on it was lost, is
+        told with the losses of the next step, and all end at the border after it.
 
         Raises:
             Superseded: a newer attempt has taken the checkpoints over.
+            SaveFailed: nothing can be saved any more.
         """
         self._hear(self._writer.take(wait=self._stop.taken_over))
         if self._stop.taken_over:
             self._end_if_superseded()
+            raise Superseded("another rank has found that a newer attempt has taken over")
+        if self._stop.saves_lost:  # a save that is under way here waits for ranks that will not come
+            why = self._last.error if self._last and self._last.verdict is Verdict.lost else None
+            told = _in_words(why) if why else "see the logs of the others"
+            raise SaveFailed(f"the ranks can no longer agree on saves ({told}); start again") from why
         if not self._is_prepared:
             self._is_prepared = True
-            self._staging.prepare(self._live.slices())
+            self._prepare()
+
+    def _prepare(self) -> None:
+        try:
+            self._staging.prepare(self._live.outlines())
+        except Exception as error:  # the first save makes it, if it can
+            _log.warning("staging memory is not made ahead: %s", _in_words(error))
 
     def news(self) -> dict[str, float]:
         """Metrics of saves that have ended since this was asked last; empty if none has."""
@@ -161,14 +187,14 @@ class Saver:
         """Saves the weights below a folder that is this attempt's own, enough to run the model, and waits for it.
 
         Raises:
-            Exception: whatever went wrong with it. Collective over: world.
+            SaveFailed: they were not saved; on all ranks alike. Collective over: world.
         """
         self.settle()
         self._begin(folder, live(self._live.weights()), self._live.at(step))
         outcome = self._writer.take(wait=True)
         assert outcome is not None
         if outcome.path is None:
-            raise outcome.error or SaveFailed(f"{folder}: not saved")
+            raise SaveFailed(f"{folder}: {_in_words(outcome.error)}") from outcome.error
         return outcome.path
 
     def go_back(self, accept: Callable[[int], bool], step: int) -> int | None:
@@ -179,14 +205,20 @@ class Saver:
 
         Returns:
             The step of the checkpoint, None if there is none. Collective over: world.
+
+        Raises:
+            SaveFailed: what the run went back to was not saved.
+            Superseded: a newer attempt has taken the checkpoints over.
         """
         self.settle()
-        found = find_latest(self._recipe.run_dir / CHECKPOINTS_DIR, accept)
+        root, seekers = self._recipe.run_dir / CHECKPOINTS_DIR, seekers_of(self._live.engine.groups)
+        found = find_newest(root, seekers, accept)
         if found is None:
             return None
         reader = open_checkpoint(found)
         self._live.go_back(reader, step)
-        self.save(step)  # its first agreement comes before anything is pruned, so nobody still reads
+        self._last = None  # a checkpoint of this step, if there is one, is of what was given up
+        self.finish(step)  # its first agreement comes before anything is pruned, so nobody still reads
         return reader.step
 
     def _begin(self, place: Claim | Path, snapshot: Snapshot, state: TrainState) -> None:
@@ -242,6 +274,7 @@ class Saver:
         if outcome is None:
             return
         self._last = outcome
+        self._stop.lost = self._stop.lost or outcome.verdict is Verdict.lost
         if outcome.verdict is Verdict.superseded:
             self._stop.superseded = True
         elif outcome.path is None:
@@ -253,6 +286,7 @@ class Saver:
             self._news["checkpoint/write_seconds"] = outcome.seconds
             _log.info("saved %s in %.1f s", outcome.path, outcome.seconds)
         self._news["checkpoint/failed"] = self._num_failed
+        _let_go(outcome.error)
 
     def _end_if_superseded(self) -> None:
         if self._last is not None and self._last.verdict is Verdict.superseded:
@@ -261,6 +295,13 @@ class Saver:
 
 def _in_words(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {error}" if error else "unknown"
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Drops the frames of an error and of those behind it, which hold on to tensors."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _unexpected(error: BaseException | None) -> BaseException | None:

@@ -28,12 +28,14 @@ class Verdict(IntEnum):
 
     saved = 0
     failed = 1
-    superseded = 2
+    lost = 2
+    """The agreement itself failed, so the ranks may know different things of this save and can agree on no other."""
+    superseded = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a save; the verdict is the same on all ranks, the error is this rank's own view of it."""
+    """What became of a save; the verdict is the same on all ranks unless it is lost, the error is this rank's view."""
 
     step: int
     verdict: Verdict
@@ -108,6 +110,7 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._outcome: Outcome | None = None
         self._moved = 0
+        self._is_lost = False
 
     @property
     def is_busy(self) -> bool:
@@ -161,8 +164,14 @@ class Writer:
     def _worst(self, code: int) -> int:
         if self._group is None:
             return code
+        if self._is_lost:  # a group that failed once is broken, and its ranks may be in different places
+            raise ConnectionError("the ranks could not agree on an earlier save")
         worst = torch.tensor(code)
-        dist.all_reduce(worst, op=dist.ReduceOp.MAX, group=self._group)
+        try:
+            dist.all_reduce(worst, op=dist.ReduceOp.MAX, group=self._group)
+        except Exception:
+            self._is_lost = True
+            raise
         return int(worst)
 
     def _run(self, step: int, job: Callable[[], Path], start: float) -> None:
@@ -176,8 +185,8 @@ class Writer:
             verdict = Verdict.superseded if isinstance(raised, Superseded) else Verdict.failed
         try:
             verdict = Verdict(self._worst(verdict))
-        except Exception as raised:  # a rank is gone
-            error, verdict = error or raised, max(verdict, Verdict.failed)
+        except Exception as raised:  # a rank is gone, or out of step
+            error, verdict = error or raised, max(verdict, Verdict.lost)
         if verdict is not Verdict.saved and error is None:
             error = OSError("another rank failed, see its log")
         path = path if verdict is Verdict.saved else None

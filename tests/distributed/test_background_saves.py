@@ -134,8 +134,8 @@ def fail_in_the_middle(run_dir: Path, kind: str) -> dict[str, Any]:
     with held_saver(run_dir, disk, keep_last=3) as (state, saver):
         snapshot = Staging.snapshot
         for step in (1, 2, 3):
-            if kind == "memory" and step == 2 and rank == last:
-                Staging.snapshot = lambda *_: (_ for _ in ()).throw(MemoryError("no room for a copy"))  # type: ignore
+            if kind == "copy" and step == 2 and rank == last:
+                Staging.snapshot = lambda *_: (_ for _ in ()).throw(RuntimeError("no copy was made"))  # type: ignore
             state.train(step)
             saver.save(step)
             Staging.snapshot = snapshot  # type: ignore[method-assign]
@@ -153,7 +153,7 @@ def fail_in_the_middle(run_dir: Path, kind: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("kind", "reason"), [("disk", "No space left"), ("memory", "no room for a copy")])
+@pytest.mark.parametrize(("kind", "reason"), [("disk", "No space left"), ("copy", "no copy was made")])
 def test_a_save_that_fails_is_told_and_training_goes_on(run_dir: Path, kind: str, reason: str) -> None:
     first, second = results_of_ranks(fail_in_the_middle, 2, run_dir, kind)
     assert (first["steps"], first["wrong"], first["left"]) == ([1, 3], [], [])
