@@ -42,13 +42,19 @@ class Seekers:
     """What rank 0 gives, on every rank. Collective over: all that look."""
 
 
-def find_newest(root: Path, seekers: Seekers, accept: Callable[[int], bool] = lambda step: True) -> Path | None:
+def find_newest(
+    root: Path,
+    seekers: Seekers,
+    accept: Callable[[int], bool] = lambda step: True,
+    passed_over: set[str] | None = None,
+) -> Path | None:
     """The newest checkpoint that verifies in full, or None; every damaged one passed over is logged with the reason.
 
     Args:
         root: directory of all checkpoints of a run.
         seekers: who looks.
         accept: which steps will do; the others are passed over in silence.
+        passed_over: receives the names of damaged ones.
 
     Raises:
         UnknownSchema: a newer version wrote the newest; going on from an older one would lose its work.
@@ -61,6 +67,8 @@ def find_newest(root: Path, seekers: Seekers, accept: Callable[[int], bool] = la
             _log.warning("passing over a damaged checkpoint: %s", damage)
         if seekers.agree(damage is None):
             return root / name
+        if passed_over is not None:
+            passed_over.add(name)
     return None
 
 

@@ -39,6 +39,8 @@ class Entry:
     """Steps that are done."""
     place: Claim | None
     """Its right to save; None where nothing is left to do."""
+    damaged: frozenset[str] = frozenset()
+    """Names of checkpoints that were passed over."""
 
 
 def enter(workload: Workload, recipe: Recipe, groups: ProcessGroups, start: Start) -> Entry:
@@ -53,7 +55,8 @@ def enter(workload: Workload, recipe: Recipe, groups: ProcessGroups, start: Star
         on_rank_0(groups, lambda: _set_aside(root))
     while True:
         seen = on_rank_0(groups, lambda: _names(root))
-        newest = find_newest(root, seekers)
+        damaged: set[str] = set()
+        newest = find_newest(root, seekers, passed_over=damaged)
         if newest is None and not start.fresh:
             on_rank_0(groups, lambda: _refuse_from_scratch(root, recipe.run_dir))
         reader = open_checkpoint(newest) if newest else None
@@ -65,7 +68,8 @@ def enter(workload: Workload, recipe: Recipe, groups: ProcessGroups, start: Star
             if reader:
                 on_rank_0(groups, lambda: note_published(root))
                 _log.info("%s: goes on from %s", recipe.name, newest)
-            return Entry(reader, reader is not None, first_step, Claim.from_key(root, int(key)))
+            place = Claim.from_key(root, int(key))
+            return Entry(reader, reader is not None, first_step, place, frozenset(damaged))
         _log.warning("%s: an older attempt has published meanwhile; looking again", recipe.name)
 
 

@@ -106,6 +106,7 @@ def _train(workload: Workload, recipe: Recipe, live: LiveState, health: Health, 
         memory_snapshot_on_failure(recipe.run_dir, groups.layout.rank, history=recipe.logging.memory_history),
         Saver(workload, recipe, live, entry.place, start) as saver,
     ):
+        saver.damaged |= entry.damaged
         if start.faults is not None:
             saver.disk = start.faults.disk()
         saved_step = first_step if entry.is_resumed else -1
