@@ -63,6 +63,8 @@ class Saver:
         self._place = place
         self.disk: Disk = DISK
         """What is written through."""
+        self.damaged: set[str] = set()
+        """Names of checkpoints that were passed over; retention does not count them."""
         self._stop = start.stop
         self._commit = start.attempt.commit
         self._writer = Writer(groups.saving, start.pulse.tick)
@@ -212,7 +214,7 @@ class Saver:
         """
         self.settle()
         root, seekers = self._recipe.run_dir / CHECKPOINTS_DIR, seekers_of(self._live.engine.groups)
-        found = find_newest(root, seekers, accept)
+        found = find_newest(root, seekers, accept, self.damaged)
         if found is None:
             return None
         reader = open_checkpoint(found)
@@ -249,7 +251,8 @@ class Saver:
         checkpoint = self._recipe.checkpoint
         try:
             note_published(saved.parent, disk)
-            apply_retention(self._place, checkpoint.keep_last, checkpoint.keep_every, written=saved, disk=disk)
+            keep = checkpoint.keep_last, checkpoint.keep_every
+            apply_retention(self._place, *keep, written=saved, bad=self.damaged, disk=disk)
         except Superseded:
             raise
         except Exception as error:
