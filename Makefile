@@ -1,7 +1,7 @@
 # What a newcomer needs: python3 (>= 3.11) and make. Every target sets up .venv first; a second run installs nothing.
 #   make demo    the main job on real data, ends with a table and the path of report.html
 #   make test    the tests, without tests/faults
-#   make faults  tests/faults: a fifth of the campaign below; another one with JANUS_FAULT_SEED=1 (to 4)
+#   make faults  tests/faults: a fifth of the campaign below, picked by the commit or by JANUS_FAULT_SEED=0 (to 4)
 #   make test-faults  crashes, power losses, kills, damage, failing disks and ranks: the whole campaign (half an hour)
 #   make fuzz    ten thousand damaged tars, members and pictures through every reader (a minute)
 #   make check   format, lint, import contracts, types, size budgets

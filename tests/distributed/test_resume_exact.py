@@ -1,6 +1,7 @@
 """Stopped after some step and gone on with, a run is the run that nothing disturbed: bit for bit, step for step.
 
-`JANUS_LAYOUTS=all` runs every case; without it, those that between them have every degree, ZeRO stage and backend.
+`JANUS_LAYOUTS=all` runs every case; without it, those that between them have every degree, ZeRO stage and backend, and
+a few more that `JANUS_LAYOUT_SEED` picks, by default the commit.
 """
 
 import os
@@ -13,6 +14,7 @@ import pytest
 
 from janus_mega.config.schema import Backend, OptimizerState, ParallelConfig, Precision, Recompute
 from tests.distributed.resume_runs import STEPS, Case, difference_of, resumed, told, undisturbed
+from tests.support.layouts import layout_seed, picked_beside
 from tests.support.shards import TinyShards, make_shards
 from tests.support.tiny import STAGE1, fp32
 
@@ -62,6 +64,8 @@ REPRESENTATIVE = {
     "megatron_dp2_bf16_ema",
     "rows_dp2_zero1",
 }
+SEED = layout_seed()
+PICKED = picked_beside(REPRESENTATIVE, CASES, SEED)
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +85,10 @@ def assert_same(found: Path, expected: Path, stop: int) -> None:
 def test_resume_is_bitwise_in_the_same_layout(
     name: str, shards: TinyShards, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    if not EVERY and name not in REPRESENTATIVE:
-        pytest.skip("JANUS_LAYOUTS=all resumes in every layout")
+    if not EVERY and name not in REPRESENTATIVE | PICKED:
+        pytest.skip(
+            f"JANUS_LAYOUT_SEED={SEED} picked {', '.join(sorted(PICKED))}; JANUS_LAYOUTS=all resumes in every layout"
+        )
     case = replace(CASES[name], shards=shards) if name.startswith("rows") else CASES[name]
     stop = random.Random(name).randrange(1, STEPS)
     record_property("stop", stop)
@@ -92,6 +98,8 @@ def test_resume_is_bitwise_in_the_same_layout(
 
 def test_cases_hold_what_they_promise() -> None:
     assert len(CASES) == 20 and set(CASES) >= REPRESENTATIVE
+    seen = [picked_beside(REPRESENTATIVE, CASES, seed) for seed in range(60)]
+    assert all(len(picked) == 2 for picked in seen) and set.union(*seen) == set(CASES) - REPRESENTATIVE
     for cases in (CASES.values(), [CASES[name] for name in REPRESENTATIVE]):
         layouts = [case.parallel for case in cases]
         assert {2, 3} <= {layout.zero_stage for layout in layouts}

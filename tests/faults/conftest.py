@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.crash_campaign import FAST_FOLDER
+from tests.support.crash_campaign import ALL, FAST_FOLDER, SEED
 
 
 @pytest.fixture
@@ -35,6 +35,7 @@ def tally() -> Callable[[str], None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says what the campaigns went through."""
+    """Says what the campaigns went through, and by which seed."""
+    terminalreporter.write_line(f"faults: JANUS_FAULT_SEED={SEED}, {'the whole campaign' if ALL else 'a fifth of it'}")
     for line in _TALLY:
         terminalreporter.write_line(line)

@@ -4,7 +4,7 @@ A run of two ranks stands at step 2 and goes on to step 6; the fault strikes at 
 must hold for each cell: the fault is on record, the log names it, each rank ends with the code that is promised, a hang
 ends within its limit, and a start without the fault ends with the tensors and losses of a run that nobody disturbed.
 
-JANUS_FAULTS=all runs all cells, JANUS_FAULT_SEED=N picks another fifth (the default is 0).
+JANUS_FAULTS=all runs all cells, JANUS_FAULT_SEED=N picks another fifth (by default, the commit does).
 """
 
 import json
@@ -24,6 +24,7 @@ from janus_mega.train.faults import KINDS_OF_PHASE, PHASES
 from janus_mega.train.starting import started
 from tests.support.faulty_runs import HEALTH, LONG_PHASE_FACTOR, Ended, outcome, struck, tiny_run, watched
 from tests.support.ranks import import_what_ranks_need
+from tests.support.seeds import NUM_FAULT_SEEDS, fault_seed
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
@@ -78,7 +79,7 @@ def chosen_cells() -> list[Cell]:
     if os.environ.get("JANUS_FAULTS") == "all":
         return cells
     shuffled = random.Random(0).sample(cells, len(cells))
-    fifth = shuffled[int(os.environ.get("JANUS_FAULT_SEED", "0")) % 5 :: 5]  # five seeds leave no cell out
+    fifth = shuffled[fault_seed() % NUM_FAULT_SEEDS :: NUM_FAULT_SEEDS]  # five seeds leave no cell out
     return sorted(fifth, key=cells.index)
 
 

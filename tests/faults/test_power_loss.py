@@ -2,7 +2,8 @@
 
 Real functions run on a disk that writes down what they do; a simulated file system then forgets everything that may be
 forgotten, in every way that file systems may (`tests.support.crash_states`), and rules say what must still be there
-(`tests.support.crash_rules`). Twenty planted bugs show that the rules see what they are for.
+(`tests.support.crash_rules`). Planted bugs (`tests.support.crash_bugs`, counted at the
+end) show that the rules see what they are for.
 """
 
 import contextlib
@@ -72,8 +73,16 @@ def test_a_hundred_thousand_states_were_gone_through(counts):
     assert counts.num_states >= (MIN_STATES if ALL else MIN_STATES // 5)
 
 
+@pytest.fixture(scope="module")
+def seen_bugs(tally):
+    """Names of those that were seen, told when the last is done."""
+    names = set()
+    yield names
+    tally(f"power losses: {len(names)} of {len(BUGS)} planted bugs were tried and seen")
+
+
 @pytest.mark.parametrize("name", BUGS)
-def test_a_planted_bug_is_seen(name, fast_folder):
+def test_a_planted_bug_is_seen(name, fast_folder, seen_bugs):
     bug, seen = BUGS[name], Campaign()
     with bug.step() if bug.step else contextlib.nullcontext():
         scene = record(EVERY_SCENE[bug.scene], fast_folder, bug.world_size, lambda rec, rank: bug.disk(rec.disk(rank)))
@@ -81,6 +90,7 @@ def test_a_planted_bug_is_seen(name, fast_folder):
     in_states = [violation for violation in seen.violations if violation not in scene.problems]
     assert in_states, f"{seen.num_states} states without a violation"
     assert bug.shows_without_crash == bool(scene.problems), scene.problems
+    seen_bugs.add(name)
 
 
 def sampled_states(scene, num_states):

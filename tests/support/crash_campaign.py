@@ -12,11 +12,12 @@ from tests.support.crash_disk import Recording
 from tests.support.crash_rules import Rules
 from tests.support.crash_states import crash_points
 from tests.support.crash_traces import Scene
+from tests.support.seeds import fault_seed
 
 ALL = os.environ.get("JANUS_FAULTS") == "all"
 """Whether everything is gone through, as `make test-faults` does, and not a fifth."""
-SEED = int(os.environ.get("JANUS_FAULT_SEED", "0"))
-"""Chooses the fifth, and everything else that is left to chance."""
+SEED = fault_seed()
+"""Chooses the fifth, and everything else that is left to chance: JANUS_FAULT_SEED, or the commit."""
 FAST_FOLDER = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """Memory, where there is some to write into: what matters here is order, not the disk."""
 Case = TypeVar("Case")
