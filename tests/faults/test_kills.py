@@ -1,13 +1,16 @@
 """Processes that are killed while they save, prune or convert lose nothing that was acknowledged.
 
-A thousand real processes in the whole campaign, killed by SIGKILL before operations on the disk (every one of them, and
-in the middle of writes) and at instants chosen by chance. After each the newest acknowledged checkpoint is loaded and
-compared tensor for tensor, no half of one has a name, and the next attempt claims, saves, prunes and leaves no rubbish.
+More than a thousand real processes in the whole campaign, killed by SIGKILL before operations on the disk (in the
+middle of writes) and at instants chosen by chance. A single process that saves is killed at every operation; of saves
+beside training, by two ranks and of conversions, chance picks the operations, and how many they were is told. After
+each kill the newest acknowledged checkpoint is loaded and compared tensor for tensor, no half of one has a name, and
+the next attempt claims, saves, prunes and leaves no rubbish.
 """
 
 import random
 import shutil
-from dataclasses import replace
+import time
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 
@@ -15,11 +18,12 @@ import pytest
 
 from janus_mega.checkpoint.hf.export import export_hf
 from tests.support.crash_bugs import WrittenInPlace
-from tests.support.crash_campaign import SEED, of_all
+from tests.support.crash_campaign import ALL, SEED, of_all
 from tests.support.crash_conversions import make_source
 from tests.support.crash_rules import content_of
 from tests.support.kill_trials import (
     EXPORTED,
+    Kill,
     export_twice,
     kills,
     live,
@@ -33,7 +37,7 @@ from tests.support.kill_trials import (
 from tests.support.trained import make_checkpoint
 
 LIVES = {
-    "saving": (save_and_prune, 1, 350),
+    "saving": (save_and_prune, 1, 450),
     "saving beside training": (save_beside, 1, 250),
     "saving by two ranks": (save_and_prune, 2, 120),
     "saving beside training by two ranks": (save_beside, 2, 120),
@@ -47,9 +51,13 @@ pytestmark = [pytest.mark.dist, pytest.mark.timeout(1200)]
 @pytest.mark.parametrize("name", LIVES)
 def test_a_killed_process_loses_nothing_acknowledged(name, new_folder, tally):
     work, world_size, count = LIVES[name]
-    num_acknowledged = campaign(work, world_size, of_all(count), what_is_lost, new_folder)
-    tally(f"kills, {name}: {of_all(count)}, {num_acknowledged} with a checkpoint acknowledged, none lost")
-    assert num_acknowledged > of_all(count) / 5, "killed so early that there was nothing to lose"
+    done = campaign(work, world_size, of_all(count), what_is_lost, new_folder)
+    where = f"at {len(done.hit)} of {len(done.operations)} operations"
+    tally(f"kills, {name}: {of_all(count)}, {where}, {done.num_acknowledged} with a checkpoint acknowledged, none lost")
+    assert done.num_acknowledged > of_all(count) / 5, "killed so early that there was nothing to lose"
+    assert done.hit
+    if ALL and name == "saving":
+        assert done.hit == done.operations, f"not killed at {sorted(done.operations - done.hit)}"
 
 
 def test_a_killed_export_leaves_a_whole_directory_or_none(new_folder, tally):
@@ -68,23 +76,39 @@ def test_a_killed_reshard_can_be_asked_for_again(new_folder, tally):
     tally(f"kills, resharding: {count}, none lost")
 
 
+@dataclass
+class Done:
+    """What a campaign did."""
+
+    operations: set[tuple[int, int]]
+    """(rank, number) of each in a life that nothing disturbs."""
+    hit: set[tuple[int, int]] = field(default_factory=set)
+    """Those of them that a process died before or in."""
+    num_killed: int = 0
+    num_acknowledged: int = 0
+    """How many of the killed had been told that something was saved."""
+
+
 def campaign(work, world_size, count, loss, new_folder):
-    """Kills `count` processes; returns how many of them had been told that something was saved."""
+    """Kills `count` processes."""
     folder = new_folder()
     whole = live(work, folder, world_size, None)
     assert not whole.was_killed and whole.acknowledged and loss(folder, whole) is None
-    num_killed = num_acknowledged = 0
+    done = Done({(rank, at) for rank, number in whole.num_operations.items() for at in range(number)})
     for num_tried, kill in enumerate(kills(random.Random(SEED), whole, world_size)):
-        if num_killed == count:
-            return num_acknowledged
+        if done.num_killed == count:
+            return done
         assert num_tried < 4 * count + 20, "most processes ended before they were killed"
         folder = new_folder()
         ended = live(work, folder, world_size, kill)
         lost = loss(folder, ended)
         assert lost is None, f"{lost}; killed: {kill}, acknowledged: {ended.acknowledged}"
         shutil.rmtree(folder)
-        num_killed += ended.was_killed
-        num_acknowledged += ended.was_killed and bool(ended.acknowledged)
+        done.num_killed += ended.was_killed
+        done.num_acknowledged += ended.was_killed and bool(ended.acknowledged)
+        if ended.was_killed and kill.at_operation is not None:
+            done.hit.add((kill.rank, kill.at_operation))
+    raise AssertionError("kills end")  # they do not
 
 
 def save_in_place(life):
@@ -93,9 +117,16 @@ def save_in_place(life):
 
 
 def test_a_writer_without_a_rename_does_not_survive_it(new_folder):
-    whole = live(save_in_place, new_folder(), 1, None)
-    losses = []
+    folder, losses = new_folder(), []
+    whole = live(save_in_place, folder, 1, None)
+    assert what_is_lost(folder, whole) is None, "seen without a kill, which proves nothing of kills"
     for kill in islice(kills(random.Random(SEED), whole, 1), 40):
         folder = new_folder()
         losses.append(what_is_lost(folder, live(save_in_place, folder, 1, kill)))
-    assert any(losses)
+    assert any(lost and lost.startswith("half of a checkpoint has a name") for lost in losses), losses
+
+
+def test_a_life_that_hangs_is_not_a_kill(new_folder):
+    """Its operation is never reached, so what ends it is patience."""
+    with pytest.raises(AssertionError, match=r"^hung: not at its end after 0\.5 s"):
+        live(lambda life: time.sleep(60), new_folder(), 1, Kill(at_operation=0), patience_s=0.5)

@@ -115,8 +115,13 @@ def _die() -> None:
     time.sleep(60)  # the signal falls on the process, perhaps not on this very instruction
 
 
-def live(work: Callable[[Life], None], folder: Path, world_size: int, kill: Kill | None) -> Ended:
-    """Runs `work` on forked ranks, kills as told, and returns when all are gone."""
+def live(
+    work: Callable[[Life], None], folder: Path, world_size: int, kill: Kill | None, patience_s: float = PATIENCE_S
+) -> Ended:
+    """Runs `work` on forked ranks, kills as told, and returns when all are gone.
+
+    Raises AssertionError if a rank failed by itself, or did not come to its end: a hang is not a kill.
+    """
     reader, writer = os.pipe()
     start, children = time.monotonic(), []
     for rank in range(world_size):
@@ -133,7 +138,8 @@ def live(work: Callable[[Life], None], folder: Path, world_size: int, kill: Kill
     if kill is not None and kill.at_operation is None:
         time.sleep(kill.after_s)
         os.kill(victim, signal.SIGKILL)  # not waited for yet, so the number is still its
-    killer = threading.Timer(PATIENCE_S, lambda: os.kill(victim, signal.SIGKILL))
+    hung = threading.Event()
+    killer = threading.Timer(patience_s, lambda: (hung.set(), os.kill(victim, signal.SIGKILL)))
     killer.start()
     status = os.waitpid(victim, 0)[1]
     killer.cancel()
@@ -148,6 +154,8 @@ def live(work: Callable[[Life], None], folder: Path, world_size: int, kill: Kill
             os.waitpid(pid, 0)
     with open(reader, "rb") as pipe:
         told = [_TOLD.unpack(record) for record in iter(lambda: pipe.read(_TOLD.size), b"")]
+    if hung.is_set():
+        raise AssertionError(f"hung: not at its end after {patience_s:.1f} s, killed: {kill}, told: {told}")
     if not was_killed and os.WEXITSTATUS(status) != 0:
         raise AssertionError("a rank ended by itself: " + "".join(path.read_text() for path in folder.glob("said-*")))
     counts = {rank: -value for rank, value in told if value < 0}
