@@ -50,7 +50,7 @@ def measured_and_told(tmp_path, parallel: ParallelConfig):
         counts = torch.stack([workload.count_labels(batch) for batch in batches]).sum(0)
         placed = [workload.place(batch, groups) for batch in batches]
         engine.train_step(placed, counts, lr=1e-3)
-        for _ in range(3):
+        for _ in range(5):
             with SettledCollectives(), allocated.span():
                 engine.train_step(placed, counts, lr=1e-3)
     config = config_of(parallel, STAGE3)

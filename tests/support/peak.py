@@ -12,7 +12,7 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
-SETTLING_S = 0.003
+SETTLING_S = 0.01
 
 
 class SettledCollectives(TorchDispatchMode):
