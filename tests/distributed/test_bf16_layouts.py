@@ -4,6 +4,7 @@ Rounding to bf16 makes any change of order visible: rows of two instead of one, 
 4.5e-4 over these steps. What tp adds must stay within that, and pipelines and data parallelism change no order at all.
 """
 
+import os
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,7 @@ from janus_mega.config.schema import Backend, Module, ParallelConfig, Precision
 from janus_mega.models.fp32_sums import _SumOverTp
 from janus_mega.parallel.groups import build_groups
 from tests.distributed.layout_runs import KEY_BIAS, LayoutRun, Variant, run_layout, step_difference
+from tests.support.layouts import layout_seed
 from tests.support.ranks import results_of_ranks
 from tests.support.tiny import STAGE1, STAGE3, fp32
 
@@ -25,8 +27,10 @@ pytestmark = pytest.mark.dist
 PP_BAR = 2e-4
 BAR = 1e-3
 SEEDS = (0, 1, 2, 3, 4)
-OFTEN = (0,)
-"""Seeds that every run of the tests takes."""
+SEED = layout_seed()
+OFTEN = (0, 1 + SEED % 4)
+"""Seeds that a run of the tests takes, the second picked by the commit; all with JANUS_LAYOUTS=all."""
+EVERY = os.environ.get("JANUS_LAYOUTS") == "all"
 
 
 def bf16(tp_size: int = 1, pp_size: int = 1, **options: Any) -> ParallelConfig:
@@ -43,11 +47,7 @@ LAYOUTS: dict[str, tuple[int, ParallelConfig, float]] = {
     "megatron_tp2_sp": (2, bf16(2, sequence_parallel=True, backend=Backend.megatron), BAR),
 }
 """Name -> ranks, layout, bar of loss and norm."""
-CASES = [
-    pytest.param(name, seed, id=f"{name}-seed{seed}", marks=[] if seed in OFTEN else [pytest.mark.slow])
-    for name in LAYOUTS
-    for seed in SEEDS
-]
+CASES = [pytest.param(name, seed, id=f"{name}-seed{seed}") for name in LAYOUTS for seed in SEEDS]
 
 Runner = Callable[..., LayoutRun]
 
@@ -73,6 +73,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Runner:
 def test_bf16_layout_equals_one_process(
     name: str, seed: int, run: Runner, record_property: Callable[[str, object], None]
 ) -> None:
+    if seed not in OFTEN and not EVERY:
+        pytest.skip(f"JANUS_LAYOUT_SEED={SEED} picked seeds {OFTEN}; JANUS_LAYOUTS=all takes every one")
     world_size, parallel, bar = LAYOUTS[name]
     found, one = (run(*case, Variant(seed=seed)) for case in ((world_size, parallel), (1, bf16())))
     figures = {
