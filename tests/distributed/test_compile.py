@@ -34,10 +34,10 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> LayoutRun:
 LAYOUTS = {
     "one": (1, fp32(compile=True)),
     # 10 to 17 s each, nearly all of it compilation
-    "dp2": pytest.param(2, fp32(compile=True), marks=pytest.mark.slow),
-    "tp2_sp": pytest.param(2, fp32(2, compile=True, sequence_parallel=True), marks=pytest.mark.slow),
-    "megatron_dp2": pytest.param(2, fp32(compile=True, backend=Backend.megatron), marks=pytest.mark.slow),
-    "recompute_full": pytest.param(1, fp32(compile=True, recompute=Recompute.full), marks=pytest.mark.slow),
+    "dp2": pytest.param(2, fp32(compile=True), marks=pytest.mark.seldom),
+    "tp2_sp": pytest.param(2, fp32(2, compile=True, sequence_parallel=True), marks=pytest.mark.seldom),
+    "megatron_dp2": pytest.param(2, fp32(compile=True, backend=Backend.megatron), marks=pytest.mark.seldom),
+    "recompute_full": pytest.param(1, fp32(compile=True, recompute=Recompute.full), marks=pytest.mark.seldom),
 }
 
 

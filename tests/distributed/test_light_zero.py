@@ -16,9 +16,9 @@ CASES = {
     "one": (1, fp32(), STAGE3),
     "dp2": (2, fp32(), STAGE3),
     "dp2_zero2": (2, fp32(zero_stage=2), STAGE3),
-    "pp2_stage1": pytest.param(2, fp32(1, 2), STAGE1, marks=pytest.mark.slow),
-    "tp2_dp2_sp": pytest.param(4, fp32(2, sequence_parallel=True), STAGE3, marks=pytest.mark.slow),
-    "dp4": pytest.param(4, fp32(), STAGE3, marks=pytest.mark.slow),
+    "pp2_stage1": pytest.param(2, fp32(1, 2), STAGE1, marks=pytest.mark.seldom),
+    "tp2_dp2_sp": pytest.param(4, fp32(2, sequence_parallel=True), STAGE3, marks=pytest.mark.seldom),
+    "dp4": pytest.param(4, fp32(), STAGE3, marks=pytest.mark.seldom),
 }
 
 

@@ -169,7 +169,12 @@ def clean_steps(parallel: ParallelConfig, tmp_path: Path, checks: int) -> dict[s
     return {"alarms": sum(found), "checks": len(found)}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+OFTEN = {"dp2_zero1", "dp2_zero3_bf16", "megatron_dp2", "tp2_sp", "tp2_dp2_sp_zero2_bf16"}
+
+
+@pytest.mark.parametrize(
+    "layout", [pytest.param(name, marks=[] if name in OFTEN else pytest.mark.seldom) for name in LAYOUTS]
+)
 def test_clean_steps_alarm_nobody(layout: str, tmp_path: Path) -> None:
     world_size, parallel = LAYOUTS[layout]
     ranks = results_of_ranks(clean_steps, world_size, parallel, tmp_path, CLEAN_CHECKS, timeout_s=400.0)

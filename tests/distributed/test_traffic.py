@@ -76,7 +76,7 @@ SELDOM = {
 }
 CASES = [
     *(pytest.param(*case, id=name) for name, case in OFTEN.items()),
-    *(pytest.param(*case, id=name, marks=pytest.mark.slow) for name, case in SELDOM.items()),
+    *(pytest.param(*case, id=name, marks=pytest.mark.seldom) for name, case in SELDOM.items()),
 ]
 
 
