@@ -1,6 +1,6 @@
 # What a newcomer needs: python3 (>= 3.11) and make. Every target sets up .venv first; a second run installs nothing.
 #   make demo    the main job on real data, ends with a table and the path of report.html
-#   make test    the tests, without tests/faults
+#   make test    the tests, without tests/faults; `make -j 2 test-ranks test-alone` are the same in two halves side by side
 #   make faults  tests/faults: a fifth of the campaign below, picked by the commit or by JANUS_FAULT_SEED=0 (to 4)
 #   make test-faults  crashes, power losses, kills, damage, failing disks and ranks: the whole campaign (half an hour)
 #   make fuzz    ten thousand damaged tars, members and pictures through every reader (a minute)
@@ -20,7 +20,7 @@ pinned = $(shell sed -n 's/^$(1)==/$(1)==/p' constraints.txt)
 # The stamp's name holds a checksum of what it was installed from: other pins mean another stamp.
 STAMP := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 
-.PHONY: setup demo test faults test-faults fuzz check clean
+.PHONY: setup demo test test-ranks test-alone faults test-faults fuzz check clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -42,6 +42,12 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --ignore tests/faults $(PYTEST_ARGS)
+
+test-ranks: $(STAMP)
+	$(BIN)/python -m pytest --ignore tests/faults -m dist $(PYTEST_ARGS)
+
+test-alone: $(STAMP)
+	$(BIN)/python -m pytest --ignore tests/faults -m 'not dist' $(PYTEST_ARGS)
 
 faults: $(STAMP)
 	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.seeds import seed_of
+from tests.support.picked import EVERY, layout_seed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -28,9 +28,9 @@ SELDOM_SHARE = 3
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leaves out the cases marked `seldom` that the commit has not picked."""
-    if os.environ.get("JANUS_LAYOUTS") == "all":
+    if EVERY:
         return
-    seed = seed_of("JANUS_LAYOUT_SEED")
+    seed = layout_seed()
     for item in items:
         if item.get_closest_marker("seldom") and zlib.crc32(f"{seed} {item.nodeid}".encode()) % SELDOM_SHARE:
             item.add_marker(

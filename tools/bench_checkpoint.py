@@ -8,13 +8,8 @@ checkpoints_<slug>_<date>.md and .json.
 """
 
 import argparse
-import datetime
 import json
-import os
-import shlex
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -39,8 +34,8 @@ from janus_mega.parallel.slices import Slice
 from janus_mega.train.saving import CHECKPOINTS_DIR, Saver
 from janus_mega.train.together import on_rank_0
 from janus_mega.train.workload import Recipe
+from tools import benchmark
 
-ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20
 FULL = {"mib": 512, "repeats": 5, "rows": 8192, "products": 12}
 """MiB of state on all ranks together, timed repeats, rows of a tensor, products of matrices in a step."""
@@ -62,9 +57,7 @@ the figures. Reading comes from the page cache; every byte is compared with its 
 def main() -> None:
     """Measures and writes the record."""
     arguments = _arguments()
-    load = os.getloadavg()[0]
-    if load > arguments.max_load and not arguments.force:
-        raise SystemExit(f"load average {load:.2f} is above {arguments.max_load}; wait, or pass --force")
+    load = benchmark.require_idle(arguments)
     torch.set_num_threads(1)
     start, size = time.monotonic(), TINY if arguments.tiny else FULL
     results: dict[str, Any] = {"tiny": arguments.tiny, "load": load, "size": size, "ranks": {}}
@@ -73,33 +66,17 @@ def main() -> None:
             run_ranks(_rank, world_size, Path(folder), size)
             told = [json.loads((Path(folder) / f"{rank}.json").read_bytes()) for rank in range(world_size)]
         results["ranks"][str(world_size)] = told
-    described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
-    results |= {
-        "hardware": arguments.hardware,
-        "commit": described.stdout.strip() or "unknown",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": shlex.join(["python", "-m", "tools.bench_checkpoint", *sys.argv[1:]]),
-        "torch": version("torch"),
-        "seconds": time.monotonic() - start,
-    }
+    results |= benchmark.origin(arguments, "bench_checkpoint")
+    results |= {"torch": version("torch"), "seconds": time.monotonic() - start}
     results["figures"] = {ranks: _figures(told) for ranks, told in results["ranks"].items()}
-    stem = f"checkpoints_{arguments.slug}_{results['date']}"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (arguments.out / f"{stem}.md").write_text(_record(results), encoding="utf-8")
+    path = benchmark.write_record(arguments, "checkpoints", results["date"], _record(results), results)
     print(_record(results))
-    print(arguments.out / f"{stem}.md")
+    print(path)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hardware", required=True, help="the machine in words")
-    parser.add_argument("--slug", required=True, help="the machine in one word, for the file name")
-    parser.add_argument("--tiny", action="store_true", help="seconds of work; figures without meaning")
+    parser = benchmark.options(__doc__)
     parser.add_argument("--scratch", type=Path, help="folder on the disk to measure; default: the temporary folder")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "lab" / "benchmarks", help="where the record goes")
-    parser.add_argument("--max-load", type=float, default=0.5, help="refuse above this load average")
-    parser.add_argument("--force", action="store_true", help="run whatever the load")
     return parser.parse_args()
 
 
@@ -327,7 +304,7 @@ def _record(results: dict[str, Any]) -> str:
         f"{results['seconds']:.0f} s.",
     ]
     if results["tiny"]:
-        parts.append("A tiny run that only shows that everything works: **its figures say nothing.**")
+        parts.append(benchmark.TINY_RUN)
     parts.append(_METHOD.format(**results["size"]))
     lines = ["| figure | " + " | ".join(f"{ranks} rank(s)" for ranks in figures) + " | target |"]
     lines.append("|---" * (len(figures) + 2) + "|")

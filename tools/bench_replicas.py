@@ -7,14 +7,8 @@ ZeRO-1; large ones for the cost per element, many small ones for the cost per pa
 replicas_<slug>_<date>.md.
 """
 
-import argparse
-import datetime
 import json
-import os
-import shlex
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -28,8 +22,8 @@ from janus_mega.engine.replicas import Replicas
 from janus_mega.models.sharding import ShardedParameter
 from janus_mega.parallel.forked import run_ranks
 from janus_mega.parallel.groups import ProcessGroups, build_groups
+from tools import benchmark
 
-ROOT = Path(__file__).resolve().parents[1]
 RANKS = 2
 LARGE, SMALL = (16, 1 << 20), (512, 64)
 """(parameters, elements of each)."""
@@ -85,39 +79,27 @@ def _rank(folder: Path, tiny: bool, repeats: int) -> None:
 
 def main() -> None:
     """Measures and writes the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hardware", required=True, help="the machine in words")
-    parser.add_argument("--slug", required=True, help="the machine in one word, for the file name")
-    parser.add_argument("--tiny", action="store_true", help="seconds of work; figures without meaning")
+    parser = benchmark.options(__doc__)
     parser.add_argument("--repeats", type=int, default=15, help="timed checks of each kind")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "lab" / "benchmarks", help="where the record goes")
-    parser.add_argument("--max-load", type=float, default=0.5, help="refuse above this load average")
-    parser.add_argument("--force", action="store_true", help="run whatever the load")
     arguments = parser.parse_args()
-    load = os.getloadavg()[0]
-    if load > arguments.max_load and not arguments.force:
-        raise SystemExit(f"load average {load:.2f} is above {arguments.max_load}; wait, or pass --force")
+    load = benchmark.require_idle(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="bench_replicas_") as folder:
         run_ranks(_rank, RANKS, Path(folder), arguments.tiny, arguments.repeats)
         ranks = [json.loads((Path(folder) / f"{rank}.json").read_bytes()) for rank in range(RANKS)]
     slowest = {name: max((told[name] for told in ranks), key=lambda entry: entry["ms"]) for name in ranks[0]}
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    record = _record(slowest, f"{arguments.hardware}, {date}", load, tiny=arguments.tiny)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"replicas_{arguments.slug}_{date}.md"
-    path.write_text(record, encoding="utf-8")
+    origin = benchmark.origin(arguments, "bench_replicas")
+    record = _record(slowest, origin, load, tiny=arguments.tiny)
+    path = benchmark.write_record(arguments, "replicas", origin["date"], record)
     print(record)
     print(path)
 
 
-def _record(slowest: dict[str, Any], title: str, load: float, *, tiny: bool) -> str:
-    described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
-    command = shlex.join(["python", "-m", "tools.bench_replicas", *sys.argv[1:]])
+def _record(slowest: dict[str, Any], origin: dict[str, str], load: float, *, tiny: bool) -> str:
     lines = [
-        f"# Comparing copies, {title}",
-        f"\nCommit {described.stdout.strip() or 'unknown'}: `{command}`, load average {load:.2f} before.\n",
-        *(["A tiny run that only shows that everything works: **its figures say nothing.**\n"] if tiny else []),
+        f"# Comparing copies, {origin['hardware']}, {origin['date']}",
+        f"\nCommit {origin['commit']}: `{origin['command']}`, load average {load:.2f} before.\n",
+        *([f"{benchmark.TINY_RUN}\n"] if tiny else []),
         "One check on two ranks of one machine with one thread each, median of the slower rank. Both halves of the\n"
         "work are in it: the digest of all that a rank holds, and that of the fp32 weights it owns (one half here).\n",
         "| parameters | elements | ms per check | ms per million elements | us per parameter |",

@@ -1,6 +1,6 @@
 """Turns a demo's report.json into a record under docs/lab/benchmarks.
 
-    python tools/record_demo.py runs/demo --hardware "2 cores of an x86-64 server, 24 GiB" --slug cpu2
+    python -m tools.record_demo runs/demo --hardware "2 cores of an x86-64 server, 24 GiB" --slug cpu2
 
 The record holds every figure beside its target, seconds by phase, versions and the commit; figures are copied, never
 typed. File name: digits_<slug>_<date>.md.
@@ -9,11 +9,10 @@ typed. File name: digits_<slug>_<date>.md.
 import argparse
 import datetime
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
-RECORDS = Path(__file__).resolve().parent.parent / "docs" / "lab" / "benchmarks"
+from tools import benchmark
 
 
 def record(report: dict[str, Any], hardware: str, commit: str, date: str) -> str:
@@ -52,12 +51,9 @@ def main() -> None:
     parser.add_argument("--slug", required=True, help="the machine in one word, for the file name")
     arguments = parser.parse_args()
     report = json.loads((arguments.run_dir / "report.json").read_text(encoding="utf-8"))
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True, cwd=RECORDS.parent
-    ).stdout.strip()
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    path = RECORDS / f"digits_{arguments.slug}_{date}.md"
-    path.write_text(record(report, arguments.hardware, commit, date), encoding="utf-8")
+    path = benchmark.RECORDS / f"digits_{arguments.slug}_{date}.md"
+    path.write_text(record(report, arguments.hardware, benchmark.commit(), date), encoding="utf-8")
     print(path)
 
 

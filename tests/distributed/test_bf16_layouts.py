@@ -4,7 +4,6 @@ Rounding to bf16 makes any change of order visible: rows of two instead of one, 
 4.5e-4 over these steps. What tp adds must stay within that, and pipelines and data parallelism change no order at all.
 """
 
-import os
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +17,7 @@ from janus_mega.config.schema import Backend, Module, ParallelConfig, Precision
 from janus_mega.models.fp32_sums import _SumOverTp
 from janus_mega.parallel.groups import build_groups
 from tests.distributed.layout_runs import KEY_BIAS, LayoutRun, Variant, run_layout, step_difference
-from tests.support.layouts import layout_seed
+from tests.support.picked import layout_seed, skip_unless_taken
 from tests.support.ranks import results_of_ranks
 from tests.support.tiny import STAGE1, STAGE3, fp32
 
@@ -27,10 +26,8 @@ pytestmark = pytest.mark.dist
 PP_BAR = 2e-4
 BAR = 1e-3
 SEEDS = (0, 1, 2, 3, 4)
-SEED = layout_seed()
-OFTEN = (0, 1 + SEED % 4)
-"""Seeds that a run of the tests takes, the second picked by the commit; all with JANUS_LAYOUTS=all."""
-EVERY = os.environ.get("JANUS_LAYOUTS") == "all"
+TAKEN = (0, 1 + layout_seed() % 4)
+"""Seeds that a run of the tests takes, the second picked by the commit."""
 
 
 def bf16(tp_size: int = 1, pp_size: int = 1, **options: Any) -> ParallelConfig:
@@ -73,8 +70,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Runner:
 def test_bf16_layout_equals_one_process(
     name: str, seed: int, run: Runner, record_property: Callable[[str, object], None]
 ) -> None:
-    if seed not in OFTEN and not EVERY:
-        pytest.skip(f"JANUS_LAYOUT_SEED={SEED} picked seeds {OFTEN}; JANUS_LAYOUTS=all takes every one")
+    skip_unless_taken(seed, TAKEN)
     world_size, parallel, bar = LAYOUTS[name]
     found, one = (run(*case, Variant(seed=seed)) for case in ((world_size, parallel), (1, bf16())))
     figures = {

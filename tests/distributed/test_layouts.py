@@ -4,23 +4,20 @@ A run measures the core and a few more that a seed picks (`JANUS_LAYOUT_SEED`, b
 which. `JANUS_LAYOUTS=all` measures the whole matrix; `python -m tools.measure_layouts` writes it down.
 """
 
-import os
 from pathlib import Path
 
 import pytest
 
 from janus_mega.config.schema import Module
 from tests.distributed.layout_runs import BARS, LayoutRun, compare, over_bar, run_layout
-from tests.support.layouts import CORE, LAYOUTS, NUM_PICKED, STAGES, layout_seed, picked_layouts
+from tests.support.layouts import CORE, LAYOUTS, NUM_PICKED, STAGES, picked_layouts
+from tests.support.picked import layout_seed, skip_unless_taken
 from tests.support.tiny import fp32
 
 pytestmark = pytest.mark.dist
 
-EVERY = os.environ.get("JANUS_LAYOUTS") == "all"
-"""Every layout for both stages takes minutes; without it, the core and what the seed picks."""
-SEED = layout_seed()
-PICKED = picked_layouts(SEED)
-RAN = ", ".join(sorted("/".join(pair) for pair in PICKED.difference(CORE)))
+TAKEN = picked_layouts(layout_seed())
+"""Every layout for both stages takes minutes."""
 
 
 @pytest.fixture(scope="module", params=STAGES)
@@ -31,8 +28,7 @@ def stage(request, tmp_path_factory) -> tuple[str, LayoutRun]:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layout_equals_one_process(name: str, stage: tuple[str, LayoutRun], tmp_path: Path, record_property) -> None:
     stage_name, one = stage
-    if not EVERY and (stage_name, name) not in PICKED:
-        pytest.skip(f"beside the core, JANUS_LAYOUT_SEED={SEED} picked {RAN}; JANUS_LAYOUTS=all measures every layout")
+    skip_unless_taken((stage_name, name), TAKEN)
     world_size, parallel = LAYOUTS[name]
     run = run_layout(tmp_path, world_size, parallel, STAGES[stage_name])
     figures = compare(run, one)

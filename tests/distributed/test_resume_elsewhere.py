@@ -4,7 +4,6 @@ Compared with the run that stayed, not with one process, so the bar is for the c
 every change; without it, some of each kind and a few more that `JANUS_LAYOUT_SEED` picks, by default the commit.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +16,12 @@ from janus_mega.checkpoint.reader import OPTIMIZER_PREFIX, RNG_PREFIX
 from janus_mega.config.schema import Backend
 from tests.distributed.layout_runs import BARS, difference
 from tests.distributed.resume_runs import STEPS, Case, resumed, saved, told, undisturbed
-from tests.support.layouts import layout_seed, picked_beside
+from tests.support.picked import layout_seed, picked_beside, skip_unless_taken
 from tests.support.shards import TinyShards, make_shards
 from tests.support.tiny import fp32
 
 pytestmark = [pytest.mark.dist, pytest.mark.filterwarnings("ignore:This DataLoader will create")]
 
-EVERY = os.environ.get("JANUS_LAYOUTS") == "all"
 MEGATRON = Backend.megatron
 STOP = 2
 LOSS_BAR = 1e-5
@@ -63,8 +61,7 @@ REPRESENTATIVE = {
     ("tiny", "interleaved", "zero2"),
     ("tiny", "megatron_tp2", "zero3"),
 }
-SEED = layout_seed()
-PICKED = picked_beside(REPRESENTATIVE, CHANGES, SEED)
+TAKEN = REPRESENTATIVE | picked_beside(REPRESENTATIVE, CHANGES, layout_seed())
 
 
 class Stayed:
@@ -103,9 +100,7 @@ def weights_of(run_dir: Path) -> dict[str, Tensor]:
 def test_a_run_goes_on_in_another_layout(
     change: tuple[str, str, str], stayed: Stayed, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    if not EVERY and change not in REPRESENTATIVE | PICKED:
-        picked = ", ".join("-".join(other) for other in sorted(PICKED))
-        pytest.skip(f"JANUS_LAYOUT_SEED={SEED} picked {picked}; JANUS_LAYOUTS=all makes every change of layout")
+    skip_unless_taken(change, TAKEN)
     rows, before, after = change
     source = stayed.run(rows, before)
     run_dir = resumed(tmp_path / "rest", source, STOP, stayed.case(rows, after))

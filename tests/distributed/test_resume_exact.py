@@ -4,7 +4,6 @@
 a few more that `JANUS_LAYOUT_SEED` picks, by default the commit.
 """
 
-import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,13 +13,12 @@ import pytest
 
 from janus_mega.config.schema import Backend, OptimizerState, ParallelConfig, Precision, Recompute
 from tests.distributed.resume_runs import STEPS, Case, difference_of, resumed, told, undisturbed
-from tests.support.layouts import layout_seed, picked_beside
+from tests.support.picked import layout_seed, picked_beside, skip_unless_taken
 from tests.support.shards import TinyShards, make_shards
 from tests.support.tiny import STAGE1, fp32
 
 pytestmark = [pytest.mark.dist, pytest.mark.filterwarnings("ignore:This DataLoader will create")]
 
-EVERY = os.environ.get("JANUS_LAYOUTS") == "all"
 MEGATRON, FULL, SELECTIVE = Backend.megatron, Recompute.full, Recompute.selective
 EMA = 0.7
 
@@ -64,8 +62,7 @@ REPRESENTATIVE = {
     "megatron_dp2_bf16_ema",
     "rows_dp2_zero1",
 }
-SEED = layout_seed()
-PICKED = picked_beside(REPRESENTATIVE, CASES, SEED)
+TAKEN = REPRESENTATIVE | picked_beside(REPRESENTATIVE, CASES, layout_seed())
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +82,7 @@ def assert_same(found: Path, expected: Path, stop: int) -> None:
 def test_resume_is_bitwise_in_the_same_layout(
     name: str, shards: TinyShards, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    if not EVERY and name not in REPRESENTATIVE | PICKED:
-        pytest.skip(
-            f"JANUS_LAYOUT_SEED={SEED} picked {', '.join(sorted(PICKED))}; JANUS_LAYOUTS=all resumes in every layout"
-        )
+    skip_unless_taken(name, TAKEN)
     case = replace(CASES[name], shards=shards) if name.startswith("rows") else CASES[name]
     stop = random.Random(name).randrange(1, STEPS)
     record_property("stop", stop)

@@ -4,8 +4,6 @@ gloo's threads hold what they carried for a moment after the call; ranks rest af
 the tensors of the step.
 """
 
-import os
-
 import pytest
 import torch
 
@@ -16,8 +14,8 @@ from janus_mega.estimate.shape import rank_shapes
 from janus_mega.parallel.groups import build_groups
 from janus_mega.train.run import build_engine
 from tests.distributed.test_traffic import bf16, config_of, counts_of
-from tests.support.layouts import layout_seed, picked_beside
 from tests.support.peak import AllocatedPeak, SettledCollectives
+from tests.support.picked import layout_seed, picked_beside, skip_unless_taken
 from tests.support.ranks import import_what_ranks_need, results_of_ranks
 from tests.support.tiny import STAGE3, TinyWorkload, fp32, tiny_recipe
 
@@ -41,9 +39,7 @@ LAYOUTS = {
 }
 
 ALWAYS = {"one", "one_bf16", "tp2_sp", "dp2_zero2", "megatron_dp2"}
-SEED = layout_seed()
-PICKED = picked_beside(ALWAYS, LAYOUTS, SEED)
-EVERY = os.environ.get("JANUS_LAYOUTS") == "all"
+TAKEN = ALWAYS | picked_beside(ALWAYS, LAYOUTS, layout_seed())
 
 
 def measured_and_told(tmp_path, parallel: ParallelConfig):
@@ -76,10 +72,7 @@ def measured_and_told(tmp_path, parallel: ParallelConfig):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_step_peaks_where_the_estimate_says(name, tmp_path, record_property):
-    if not EVERY and name not in ALWAYS | PICKED:
-        pytest.skip(
-            f"JANUS_LAYOUT_SEED={SEED} picked {', '.join(sorted(PICKED))}; JANUS_LAYOUTS=all measures every one"
-        )
+    skip_unless_taken(name, TAKEN)
     world_size, parallel = LAYOUTS[name]
     ranks = results_of_ranks(measured_and_told, world_size, tmp_path, parallel)
     for pp_rank in {rank[0] for rank in ranks}:

@@ -1,11 +1,8 @@
 """The layouts whose training must be that of one process, and those of them that every run of the tests measures."""
 
 import random
-from collections.abc import Iterable, Set
-from typing import TypeVar
 
 from janus_mega.config.schema import Backend, ParallelConfig, Recompute
-from tests.support.seeds import seed_of
 from tests.support.tiny import STAGE1, STAGE3, fp32
 
 FULL, SELECTIVE, MEGATRON = Recompute.full, Recompute.selective, Backend.megatron
@@ -62,22 +59,9 @@ CORE = (
 )
 """(stage, layout) that every run of the tests measures: each degree, ZeRO stage, schedule and backend at least once."""
 NUM_PICKED = 4
-NUM_PICKED_BESIDE = 2
-"""Of cases of resuming."""
-Case = TypeVar("Case")
-
-
-def layout_seed() -> int:
-    """What picks the rest: JANUS_LAYOUT_SEED, or the commit, so that tests of one commit repeat and commits differ."""
-    return seed_of("JANUS_LAYOUT_SEED")
 
 
 def picked_layouts(seed: int) -> set[tuple[str, str]]:
     """The core and a few more by a seed."""
     others = [(stage, name) for stage in STAGES for name in LAYOUTS if (stage, name) not in CORE]
     return {*CORE, *random.Random(seed).sample(others, NUM_PICKED)}
-
-
-def picked_beside(always: Set[Case], cases: Iterable[Case], seed: int) -> set[Case]:
-    """A few of the other cases by a seed."""
-    return set(random.Random(seed).sample([case for case in cases if case not in always], NUM_PICKED_BESIDE))

@@ -5,6 +5,7 @@ from typing import Any
 
 from tools.bench_data.clock import Spread, spread
 from tools.bench_data.suites import OURS, PHOTO_SETS, ROWS, SEQUENCE
+from tools.benchmark import TINY_RUN
 
 _METHOD = """\
 One process per system, all pinned to the same core, one thread; 1 warm-up and {repeats} repeats in turns; medians with
@@ -34,7 +35,7 @@ def write(results: dict[str, Any]) -> str:
         f"Commit {results['commit']}, written by tools/bench_data: `{results['command']}`, {results['seconds']:.0f} s.",
     ]
     if results["tiny"]:
-        parts.append("A tiny run that only shows that everything works: **its figures say nothing.**")
+        parts.append(TINY_RUN)
     parts.append(_METHOD.format(repeats=results["sizes"]["repeats"]))
     parts += [_table(("figure", "reached", "target", "met"), _targets(results))]
     parts += ["## Tokens: random order, packed", _tokens_text(results), _tokens_table(results)]

@@ -6,21 +6,15 @@ Measures in turns, so that a machine that slows down slows everybody, and writes
 """
 
 import argparse
-import datetime
-import json
 import os
-import shlex
 import statistics
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tools import benchmark
 
 LOSS_BAR = 1e-4
 """Relative difference of losses on the same documents at the same weights."""
@@ -36,39 +30,21 @@ def main() -> None:
     from tools.bench_train import record, sizes
 
     torch.set_num_threads(arguments.threads)
-    load = os.getloadavg()[0]
-    if load > arguments.max_load and not arguments.force:
-        raise SystemExit(f"load average {load:.2f} is above {arguments.max_load}; wait, or pass --force")
+    load = benchmark.require_idle(arguments)
     start = time.monotonic()
     size = sizes.TINY if arguments.tiny else sizes.FULL
     results = _measure(size, arguments.compile) | {"tiny": arguments.tiny, "threads": arguments.threads, "load": load}
-    described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
-    results |= {
-        "hardware": arguments.hardware,
-        "commit": described.stdout.strip() or "unknown",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": shlex.join(["python", "-m", "tools.bench_train", *sys.argv[1:]]),
-        "versions": record.versions(),
-        "seconds": time.monotonic() - start,
-    }
-    stem = f"train_{arguments.slug}_{results['date']}"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (arguments.out / f"{stem}.md").write_text(record.write(results), encoding="utf-8")
+    results |= benchmark.origin(arguments, "bench_train")
+    results |= {"versions": record.versions(), "seconds": time.monotonic() - start}
+    path = benchmark.write_record(arguments, "train", results["date"], record.write(results), results)
     print(record.write(results))
-    print(arguments.out / f"{stem}.md")
+    print(path)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hardware", required=True, help="the machine in words")
-    parser.add_argument("--slug", required=True, help="the machine in one word, for the file name")
-    parser.add_argument("--tiny", action="store_true", help="seconds of work; figures without meaning")
+    parser = benchmark.options(__doc__)
     parser.add_argument("--compile", action="store_true", help="also ours with compiled layers; needs a compiler")
     parser.add_argument("--threads", type=int, default=1, help="torch's intra-op threads, for everybody")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "lab" / "benchmarks", help="where the record goes")
-    parser.add_argument("--max-load", type=float, default=0.5, help="refuse above this load average")
-    parser.add_argument("--force", action="store_true", help="run whatever the load")
     return parser.parse_args()
 
 

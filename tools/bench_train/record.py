@@ -4,6 +4,8 @@ import statistics
 from importlib.metadata import version
 from typing import Any
 
+from tools.benchmark import TINY_RUN
+
 _METHOD = """\
 One process, fp32, {threads} thread(s), same fresh weights, same documents ({documents} documents, {tokens} tokens a
 step), torch's AdamW and clipping on both sides; {repeats} repeats in turns after a warm-up. Losses at the common
@@ -30,7 +32,7 @@ def write(results: dict[str, Any]) -> str:
         f"written by tools/bench_train: `{results['command']}`, {results['seconds']:.0f} s.",
     ]
     if results["tiny"]:
-        parts.append("A tiny run that only shows that everything works: **its figures say nothing.**")
+        parts.append(TINY_RUN)
     parts.append(_METHOD.format(repeats=len(ours), **results))
     lines = [
         "| way | seconds a step, median and best | over ours | best | processor time | target | GEMM-peak share |",
