@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -90,6 +91,7 @@ def _report(one: "Estimate", gpu: "Gpu") -> dict[str, Any]:
         "micro_batches": one.num_micro_batches,
         "step_flops": one.step_flops,
         "communication_s": one.communication_s,
+        "saves": asdict(one.saves),
         "ranks": [
             {
                 "pp_rank": number,
@@ -123,6 +125,11 @@ def _lines(one: "Estimate", gpu: "Gpu", gpu_name: str, mfu: float) -> Iterator[s
         for key in sorted(rank.traffic.calls):
             size, calls = rank.traffic.bytes[key] / GIB, rank.traffic.calls[key]
             yield f"stage {number}, {' '.join(key)}: {calls} calls, {size:.3f} GiB a step"
+    saves = one.saves
+    copied = f"{saves.staging / GIB:.2f} GiB of host memory a rank, at most {saves.node_staging / GIB:.1f} GiB a node"
+    yield f"a checkpoint has {saves.checkpoint / GIB:.1f} GiB, {saves.disk / GIB:.1f} GiB of disk are needed; " + (
+        f"to write it beside training takes {copied}" if saves.staging else "training waits while it is written"
+    )
     yield (
         f"at {mfu:g} MFU while computing: {one.step_s:.3f} s a step ({one.communication_s:.3f} s in collectives if "
         f"nothing hides them, bubble {one.bubble:.1%} of {one.num_micro_batches} micro-batches), "

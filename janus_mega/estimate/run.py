@@ -14,6 +14,7 @@ from janus_mega.config.validate import run_problems
 from janus_mega.estimate.batch import MicroBatch, mean_micro_batch, num_micro_batches
 from janus_mega.estimate.gpus import GPUS_PER_NODE, LINK_SHARE, Gpu
 from janus_mega.estimate.memory import Memory, step_memory
+from janus_mega.estimate.saves import Saves, save_sizes
 from janus_mega.estimate.shape import RankShape, rank_shapes
 from janus_mega.estimate.traffic import Traffic, step_traffic
 from janus_mega.observe.throughput import (
@@ -51,6 +52,7 @@ class Estimate:
     step_s: float
     communication_s: float
     """Of step_s."""
+    saves: Saves
 
     @property
     def tokens_per_s(self) -> float:
@@ -76,8 +78,8 @@ def estimate(config: RunConfig, num_gpus: int, gpu: Gpu, mfu: float) -> Estimate
     """Estimates a valid configuration."""
     batch = mean_micro_batch(config)
     count = num_micro_batches(config, num_gpus)
-    ranks = []
-    for number, shape in enumerate(rank_shapes(config)):
+    shapes, ranks = rank_shapes(config), []
+    for number, shape in enumerate(shapes):
         memory = step_memory(config, num_gpus, shape, number, batch, count, on_cpu=False)
         ranks.append(RankEstimate(shape, memory, step_traffic(config, num_gpus, shape, [batch] * count)))
     bubble = bubble_fraction(config.parallel, count)
@@ -86,7 +88,8 @@ def estimate(config: RunConfig, num_gpus: int, gpu: Gpu, mfu: float) -> Estimate
     computed_s = worked_flops / (num_gpus * peak * mfu) / (1 - bubble)
     communication_s = max(_communication_s(config, num_gpus, rank.traffic, gpu) for rank in ranks)
     step_s = computed_s + communication_s
-    return Estimate(config, num_gpus, ranks, count, bubble, model_flops, step_s, communication_s)
+    saves = save_sizes(config, num_gpus, shapes)
+    return Estimate(config, num_gpus, ranks, count, bubble, model_flops, step_s, communication_s, saves)
 
 
 def bubble_fraction(parallel: ParallelConfig, num_micro_batches: int) -> float:

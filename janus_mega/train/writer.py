@@ -100,10 +100,12 @@ class Writer:
     """Runs saves in the background of one rank."""
 
     def __init__(self, group: dist.ProcessGroup | None, tick: Callable[[], None] = lambda: None) -> None:
-        """Args:
-        group: all ranks, over gloo, used by nobody else; None for a process without others.
-        tick: called again and again by whoever waits, as long as this rank's writing moves. Where it waits for that of
-            others, the watchdog sees theirs move; one that has stopped must not hide behind those that wait for it.
+        """Nothing runs yet.
+
+        Args:
+            group: all ranks, over gloo, used by nobody else; None for a process without others.
+            tick: called again and again by whoever waits, as long as this rank's writing moves. Where it waits for that
+                of others, the watchdog sees theirs move; one that has stopped must not hide behind those that wait.
         """
         self._group = group
         self._tick = tick

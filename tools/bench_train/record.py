@@ -13,7 +13,8 @@ weights agreed before anything was timed. transformers has no image loss: it is 
 (`prepare_embeddings_for_image_generation`, image head, cross entropy). Our packed rows reach transformers as a dense
 block-diagonal causal mask with restarting positions; buckets hold documents of like length within the tokens of our
 micro-batch; padded batches hold documents in random order. The first two score labelled positions only, which the
-library does not offer; the others score text at every position, as its own forward pass does. Ratios over ours are
+library does not offer; the others score text at every position, as its own forward pass does, so the target for batches
+by length stands beside both. Ratios over ours are
 medians of paired repeats, of best repeats, and of processor time. The GEMM share is model FLOPs of the documents
 (attention within documents) over seconds and the best square product of the same run."""
 
@@ -38,7 +39,12 @@ def write(results: dict[str, Any]) -> str:
         "| way | seconds a step, median and best | over ours | best | processor time | target | GEMM-peak share |",
         "|---|---|---|---|---|---|---|",
     ]
-    targets = {"theirs, our packed rows": ">= 1.05", "theirs, length-bucketed": ">= 1.3", "theirs, padded": "reported"}
+    targets = {
+        "theirs, our packed rows": ">= 1.05",
+        "theirs, length-bucketed": ">= 1.3",
+        "theirs, length-bucketed, text scored everywhere": ">= 1.3",
+        "theirs, padded": "reported",
+    }
     for name, seconds in results["seconds_of"].items():
         ratio = statistics.median(a / b for a, b in zip(seconds, ours, strict=True))
         median = statistics.median(seconds)
