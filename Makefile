@@ -2,7 +2,7 @@
 #   make demo    the main job on real data, ends with a table and the path of report.html
 #   make test    the tests, without tests/faults; `make -j 2 test-ranks test-alone` are the same in two halves side by side
 #   make faults  tests/faults: a fifth of the campaign below, picked by the commit or by JANUS_FAULT_SEED=0 (to 4)
-#   make test-faults  crashes, power losses, kills, damage, failing disks and ranks: the whole campaign (half an hour)
+#   make test-faults  crashes, power losses, kills, damage, failing disks and ranks: the whole campaign (ten minutes)
 #   make fuzz    ten thousand damaged tars, members and pictures through every reader (a minute)
 #   make check   format, lint, import contracts, types, size budgets
 # `make test faults` is every test once, as is `pytest` without arguments.

@@ -43,13 +43,19 @@ TINY = {"mib": 12, "repeats": 2, "rows": 512, "products": 1}
 WIDTH = 256
 SIDE = 768
 STEPS_ALONE = 6
+PACE = 0.5 * 2**30
+"""Bytes a second that a rank's part of a shared disk takes, where a disk is paced: as a parallel file system gives out
+to each of many ranks."""
+MEMORY_DISK = Path("/dev/shm")
+PACED = ("paced", "paced_undigested")
 
 _METHOD = """\
 {mib} MiB of state (fp32 weights and two moments) over all ranks, {repeats} repeats in turns after one of each kind that
 is not counted; medians over repeats of the slowest rank. *Synchronous*: `checkpoint.asynchronous=false`, from the
 call to the return, digests, fsync, publishing and removal of the checkpoint before included. *Held*: how long the call
 of an asynchronous save keeps the loop. *Slowed*: what the steps that run until the checkpoint is published take longer
-than steps without a save beside them, summed. *Hashing*: a synchronous save against one whose digests cost nothing.
+than steps without a save beside them, summed. *Hashing*: a synchronous save against one whose digests cost nothing, on
+this disk, and in memory at the pace of 0.5 GiB/s a rank, where the disk's own haste and moods play no part.
 Ranks are processes of one machine with one thread each beside the writer's; what they share (cores, memory, disk) is in
 the figures. Reading comes from the page cache; every byte is compared with its digest."""
 
@@ -62,8 +68,11 @@ def main() -> None:
     start, size = time.monotonic(), TINY if arguments.tiny else FULL
     results: dict[str, Any] = {"tiny": arguments.tiny, "load": load, "size": size, "ranks": {}}
     for world_size in (1, 2):
-        with tempfile.TemporaryDirectory(prefix="bench_checkpoint_", dir=arguments.scratch) as folder:
-            run_ranks(_rank, world_size, Path(folder), size)
+        with (
+            tempfile.TemporaryDirectory(prefix="bench_checkpoint_", dir=arguments.scratch) as folder,
+            tempfile.TemporaryDirectory(prefix="bench_checkpoint_", dir=MEMORY_DISK) as in_memory,
+        ):
+            run_ranks(_rank, world_size, Path(folder), Path(in_memory), size)
             told = [json.loads((Path(folder) / f"{rank}.json").read_bytes()) for rank in range(world_size)]
         results["ranks"][str(world_size)] = told
     results |= benchmark.origin(arguments, "bench_checkpoint")
@@ -138,6 +147,16 @@ class CountingDisk(Disk):
         super().write(file, content)
 
 
+class PacedDisk(CountingDisk):
+    """Takes its time with every write."""
+
+    def write(self, file: BinaryIO, content: bytes | memoryview) -> None:
+        """Writes, and returns when a disk of that pace would."""
+        due = time.perf_counter() + len(content) / PACE
+        super().write(file, content)
+        time.sleep(max(0.0, due - time.perf_counter()))
+
+
 class NoDigest:
     """Costs nothing."""
 
@@ -159,20 +178,25 @@ def without_digests() -> Iterator[None]:
         tensor_file.new_digest = kept
 
 
-def _rank(folder: Path, size: dict[str, int]) -> None:
+def _rank(folder: Path, in_memory: Path, size: dict[str, int]) -> None:
     """Everything on one rank; writes what it has measured."""
     groups = build_groups(1, 1)
     state = BenchState(groups, size)
-    root = folder / CHECKPOINTS_DIR
-    place = Claim.from_key(root, int(on_rank_0(groups, lambda: str(claim(root).key))))
+    place = _claimed(folder, groups)
     bench = Bench(state, _saver(folder, state, place, asynchronous=False), _saver(folder, state, place))
     for _ in range(size["repeats"] + 1):
         bench.measure()
     dist.barrier()
-    told = {"bytes": state.num_bytes, "first_held": bench.first_held, **bench.told, "load": _load(root, state)}
+    told = {"bytes": state.num_bytes, "first_held": bench.first_held, **bench.told, "load": _load(place.root, state)}
+    told |= bench.paced(_saver(in_memory, state, _claimed(in_memory, groups), asynchronous=False), size)
     told["written"] = bench.written()
     (folder / f"{groups.layout.rank}.json").write_text(json.dumps(told))
     dist.barrier()
+
+
+def _claimed(folder: Path, groups: ProcessGroups) -> Claim:
+    root = folder / CHECKPOINTS_DIR
+    return Claim.from_key(root, int(on_rank_0(groups, lambda: str(claim(root).key))))
 
 
 def _saver(folder: Path, state: Any, place: Claim, *, asynchronous: bool = True) -> Saver:
@@ -232,14 +256,24 @@ class Bench:
         for name, value in zip(self.told, values, strict=True):
             self.told[name].append(value)
 
+    def paced(self, saver: Saver, size: dict[str, int]) -> dict[str, list[float]]:
+        """Seconds of synchronous saves on a paced disk, with digests and without, after one that is not counted."""
+        saver.disk = PacedDisk()
+        told: dict[str, list[float]] = {name: [] for name in PACED}
+        for _ in range(size["repeats"] + 1):
+            told[PACED[0]].append(self._seconds_of(saver, counted=False))
+            with without_digests():
+                told[PACED[1]].append(self._seconds_of(saver, counted=False))
+        return {name: seconds[1:] for name, seconds in told.items()}
+
     def written(self) -> float:
         """Bytes that this rank wrote in one save."""
         disks: list[Any] = [self._synchronous.disk, self._asynchronous.disk]
         return sum(disk.num_bytes for disk in disks) / self._num_saves
 
-    def _seconds_of(self, saver: Saver) -> float:
+    def _seconds_of(self, saver: Saver, *, counted: bool = True) -> float:
         self._step += 1
-        self._num_saves += 1
+        self._num_saves += counted
         dist.barrier()
         start = time.perf_counter()
         saver.save(self._step)
@@ -261,7 +295,7 @@ def _figures(ranks: list[dict[str, Any]]) -> dict[str, float]:
     """Medians over repeats of the slowest rank; shares are medians of paired repeats."""
     slowest = {
         name: [max(values) for values in zip(*(told[name] for told in ranks), strict=True)]
-        for name in ("alone", "synchronous", "undigested", "held", "slowed", "beside", "write", "load")
+        for name in ("alone", "synchronous", "undigested", "held", "slowed", "beside", "write", "load", *PACED)
     }
 
     def share(part: str, whole: str) -> float:
@@ -274,6 +308,7 @@ def _figures(ranks: list[dict[str, Any]]) -> dict[str, float]:
         "held_share": share("held", "synchronous"),
         "slowed_share": share("slowed", "synchronous"),
         "hashing_share": share("synchronous", "undigested") - 1,
+        "paced_hashing_share": share(*PACED) - 1,
         "bytes_share": max(told["written"] / told["bytes"] for told in ranks),
         "save_mib_per_s": num_bytes / MIB / statistics.median(slowest["synchronous"]),
         "load_mib_per_s": num_bytes / MIB / min(slowest["load"]),
@@ -289,6 +324,7 @@ _ROWS = (
     ("... of the synchronous save", "{slowed_share:.0%}", ""),
     ("a step alone, s; steps beside a write", "{alone:.3f}; {beside:.0f}", ""),
     ("hashing adds to a save", "{hashing_share:.1%}", "<= 3 %"),
+    ("... on a disk of 0.5 GiB/s a rank", "{paced_hashing_share:.1%}", "<= 3 %"),
     ("bytes written per rank over those it owns", "{bytes_share:.4f}", "<= 1.01"),
     ("saved, MiB/s", "{save_mib_per_s:.0f}", ""),
     ("loaded and compared, MiB/s", "{load_mib_per_s:.0f}", ""),
