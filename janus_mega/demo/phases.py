@@ -16,6 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from data_pipeline.errors import UserError
+from janus_mega.observe.log import setup_logging
 from janus_mega.parallel.forked import run_ranks
 
 _log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ def rank_and_size() -> tuple[int, int]:
 
 def _call(fn: Callable[..., Any], args: tuple[Any, ...], folder: Path) -> None:
     rank, _ = rank_and_size()
+    setup_logging(rank)
     try:
         result = fn(*args)
     except UserError as error:

@@ -1,5 +1,7 @@
 """Phases bring back what every rank returned, or the one-line complaint of a rank."""
 
+import logging
+
 import pytest
 
 from data_pipeline.errors import UserError
@@ -9,6 +11,11 @@ from janus_mega.demo.phases import Phases, in_forked_ranks, rank_and_size
 def number(base: int) -> dict[str, int]:
     rank, size = rank_and_size()
     return {"value": base + rank, "size": size}
+
+
+def speak() -> None:
+    logging.getLogger("janus_mega.demo").info("saved")
+    logging.getLogger("janus_mega.demo").warning("odd")
 
 
 def complain() -> None:
@@ -35,3 +42,10 @@ def test_a_defect_keeps_its_traceback():
     with pytest.raises(Exception, match="a defect") as caught:
         in_forked_ranks(1, break_down)
     assert not isinstance(caught.value, UserError)
+
+
+def test_every_rank_speaks_in_its_own_name(capfd):
+    in_forked_ranks(2, speak)
+    told = capfd.readouterr().err
+    assert told.count("saved") == told.count("rank 0 INFO") == 1
+    assert told.count("rank 0 WARNING") == told.count("rank 1 WARNING") == 1
