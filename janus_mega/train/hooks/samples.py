@@ -2,7 +2,8 @@
 
 Weights take the road of a checkpoint: all ranks write theirs into the run directory, rank 0 reads them as a model,
 draws, and removes them. So every layout can be sampled, and a sample shows what a checkpoint of that step would draw.
-It costs a checkpoint without optimizer on the disk and the other ranks' patience.
+It costs a checkpoint without optimizer on the disk, memory for a whole model on rank 0's device, and the other ranks'
+patience.
 """
 
 import json
