@@ -142,11 +142,13 @@ def train(
     ] = False,
 ) -> None:
     """Train one stage of a Janus; an interrupted run continues where its newest checkpoint stands."""
+    from janus_mega.cli.launched import take_srun_place
     from janus_mega.cli.ranks import on_ranks, started_world_size
     from janus_mega.config.load import load_config
     from janus_mega.config.schema import RunConfig
     from janus_mega.config.validate import validate_run
 
+    take_srun_place()
     config = load_config(RunConfig, file, overrides or []).config
     validate_run(config, started_world_size(ranks))
 

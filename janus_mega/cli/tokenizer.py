@@ -33,11 +33,13 @@ def train_image(
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew in a run directory that was used before.")] = False,
 ) -> None:
     """Train a VQ image tokenizer by the same loop; its frozen directory lies in the run directory."""
+    from janus_mega.cli.launched import take_srun_place
     from janus_mega.cli.ranks import on_ranks, started_world_size
     from janus_mega.config.load import load_config
     from janus_mega.config.schema import TokenizerRunConfig
     from janus_mega.config.validate import validate_tokenizer_run
 
+    take_srun_place()
     config = load_config(TokenizerRunConfig, file, overrides or []).config
     validate_tokenizer_run(config, started_world_size(ranks))
 

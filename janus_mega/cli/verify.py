@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_pipeline.errors import UserError
+from janus_mega.cli.launched import take_srun_place
 
 if TYPE_CHECKING:
     from janus_mega.config.schema import ParallelConfig, RunConfig
@@ -43,9 +44,10 @@ def verify_layout(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything that was compared.")] = None,
 ) -> None:
     """Train the configuration's layout, shrunk, beside one process in fp32 on the CPU; exit code 1 when they differ."""
+    take_srun_place()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch: what is compared is the layout, not kernels
+    # Before torch: what is compared is the layout, not kernels, and DeepSpeed starts CUDA when it is imported.
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     from janus_mega.config.load import load_config
     from janus_mega.config.schema import RunConfig
     from janus_mega.config.validate import validate_run

@@ -22,12 +22,14 @@ from janus_mega.config.schema import Module, OptimizerState, RunConfig
 from janus_mega.config.schema_stages import Border, StagesConfig
 from janus_mega.config.validate import validate_run
 from janus_mega.models.count import backbone_parameters, module_parameters
-from janus_mega.train.exits import HANG, NOT_SAVED, REPLICAS_DIFFER, STOPPED, SUPERSEDED, RunEnded
+from janus_mega.train.exits import BAD_INPUT, DEFECT, RunEnded, most_telling
 from janus_mega.train.saving import CHECKPOINTS_DIR
 from janus_mega.train.stop import STOP_SIGNALS
 
 LAST = (Module.text_head, Module.image_head)
 """Modules of the last pipeline rank; all others but the backbone live on the first."""
+SLURM_SCRIPT = "slurm/train.sbatch"
+"""In the repository; what follows it goes to `janus-mega train`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +104,9 @@ def run_stages(planned: Sequence[PlannedStage]) -> Iterator[str]:
     """Runs what is not done yet, each stage in processes of its own on this machine; yields a line before each.
 
     Raises:
-        RunEnded: a stage was stopped, with its own exit code.
-        UserError: a stage failed; what it saved stays, and running the chain again continues there.
+        RunEnded: a stage did not come to its end; carries the exit code that says why. What it saved stays, and running
+            the chain again continues there.
+        UserError: a stage met bad input, which it has told.
     """
     for stage in planned:
         if stage.final() is not None:
@@ -116,11 +119,11 @@ def run_stages(planned: Sequence[PlannedStage]) -> Iterator[str]:
         if code != 0 or stage.final() is None:
             told = f"{stage.name}: {program} {shlex.join(arguments)} ended with code {code} at step "
             told += f"{stage.reached_step()} of {stage.last_step}"
-            if code in (STOPPED, NOT_SAVED, SUPERSEDED, REPLICAS_DIFFER, HANG):
-                ended = RunEnded(f"{told}; the same command continues there")
-                ended.exit_code = code
-                raise ended
-            raise UserError(f"{told}; correct what it says, the same command continues there")
+            if code == BAD_INPUT:
+                raise UserError(f"{told}; correct what it says, the same command continues there")
+            ended = RunEnded(f"{told}; the same command continues there")
+            ended.exit_code = most_telling([code]) or DEFECT  # 0 without a last checkpoint explains nothing
+            raise ended
 
 
 def _code_of(command: Sequence[str]) -> int:
@@ -137,12 +140,12 @@ def _code_of(command: Sequence[str]) -> int:
 
 
 def slurm_lines(planned: Sequence[PlannedStage]) -> Iterator[str]:
-    """Commands for a login node: each stage waits for the one before; a stage that is resubmitted resumes by itself."""
+    """Commands for a login node: each stage waits for the one before, one that is submitted again resumes by itself."""
     waits = ""
     for number, stage in enumerate(planned, start=1):
-        inner = shlex.quote(f"srun {shlex.join(stage.command())}")
-        yield f"job{number}=$(sbatch --parsable --ntasks={stage.ranks} --job-name={stage.name}{waits} --wrap {inner})"
-        waits = f" --dependency=afterok:$job{number}"
+        options = f"--parsable --ntasks={stage.ranks} --job-name={shlex.quote(stage.name)}{waits}"
+        yield f"job{number}=$(sbatch {options} {SLURM_SCRIPT} {shlex.join([stage.file, *stage.overrides])})"
+        waits = f" --dependency=afterok:$job{number} --kill-on-invalid-dep=yes"
 
 
 def describe_stages(planned: Sequence[PlannedStage]) -> Iterator[str]:

@@ -14,6 +14,8 @@ from janus_mega.config.schema import Module, OptimizerConfig, RunConfig, StageCo
 from janus_mega.config.schema_stages import Border, StageLink, StagesConfig
 from janus_mega.models.count import module_parameters
 from janus_mega.parallel.slices import whole
+from janus_mega.train import stages
+from janus_mega.train.exits import RunEnded
 from janus_mega.train.stages import describe_stages, parameters_by_rank, plan_stages, run_stages, slurm_lines
 from tests.support.shards import make_shards
 from tests.support.tiny import STAGE1, STAGE3, fp32, tiny_model
@@ -39,13 +41,13 @@ def test_shipped_chains(name: str) -> None:
 
 def test_a_dry_run_tells_what_trains_where() -> None:
     chain = load_chain("janus_pro_7b.yaml", "overrides=[parallel.pp_size=2,optimizer.lr_scales.image_head=0.5]")
-    stages = "\n".join(describe_stages(plan_stages(chain))).split("\n\n")
-    assert "layout     tp 4 x pp 2 x dp 32" in stages[0] and "270000 of 360000 planned" in stages[1]
-    rows = {line.split()[0]: line.split()[1:] for line in stages[0].splitlines()}
+    parts = "\n".join(describe_stages(plan_stages(chain))).split("\n\n")
+    assert "layout     tp 4 x pp 2 x dp 32" in parts[0] and "270000 of 360000 planned" in parts[1]
+    rows = {line.split()[0]: line.split()[1:] for line in parts[0].splitlines()}
     assert rows["image_head"] == ["0.0005", "-", "83,906,560"]
     assert rows["text_head"][0] == "frozen" and rows["understanding_adaptor"] == ["0.001", "20,979,712", "-"]
     assert rows["trained"] == [f"{20_979_712 + 131_072 + 16_818_176:,}", "83,906,560"]
-    assert "understanding 20%, text 30%, generation 50%" in stages[1]
+    assert "understanding 20%, text 30%, generation 50%" in parts[1]
 
 
 def test_a_dry_run_tells_what_becomes_of_the_optimizer() -> None:
@@ -71,12 +73,13 @@ def test_every_parameter_lives_on_one_rank() -> None:
 def test_slurm_commands_wait_for_each_other() -> None:
     first, second, _ = slurm_lines(plan_stages(load_chain("janus_1b.yaml")))
     assert "dependency" not in first and "--ntasks=128" in first
-    assert "--dependency=afterok:$job1" in second
+    assert "slurm/train.sbatch run/janus_1b_stage1.yaml" in first
+    assert "--dependency=afterok:$job1 --kill-on-invalid-dep=yes" in second
     assert "stage.init_from=runs/janus_1b/stage1/checkpoints/step-00010000" in second
 
 
 @pytest.mark.parametrize(
-    ("stages", "message"),
+    ("links", "message"),
     [
         ({}, "names no stage"),
         ({"a": StageLink(config="run/janus_1b_stage1.yaml", starts_from=Border.previous)}, "a is first"),
@@ -90,9 +93,23 @@ def test_slurm_commands_wait_for_each_other() -> None:
         ),
     ],
 )
-def test_chains_that_are_refused(stages: dict[str, StageLink], message: str) -> None:
+def test_chains_that_are_refused(links: dict[str, StageLink], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        plan_stages(StagesConfig(family="wrong", ranks=128, stages=stages))
+        plan_stages(StagesConfig(family="wrong", ranks=128, stages=links))
+
+
+@pytest.mark.parametrize(("code", "told"), [(75, 75), (86, 86), (1, 1), (-9, 137), (0, 1)])
+def test_the_chain_ends_as_its_stage_ended(monkeypatch: pytest.MonkeyPatch, code: int, told: int) -> None:
+    monkeypatch.setattr(stages, "_code_of", lambda command: code)
+    with pytest.raises(RunEnded, match=f"ended with code {code} at step 0 of 10000; the same command") as ended:
+        list(run_stages(plan_stages(load_chain("janus_1b.yaml"))))
+    assert ended.value.exit_code == told
+
+
+def test_bad_input_of_a_stage_is_bad_input_of_the_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "_code_of", lambda command: 2)
+    with pytest.raises(UserError, match="stage1: .* ended with code 2 .*correct what it says"):
+        list(run_stages(plan_stages(load_chain("janus_1b.yaml"))))
 
 
 @pytest.mark.slow
