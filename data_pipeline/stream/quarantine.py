@@ -34,26 +34,32 @@ class Quarantine:
         self.path = run_dir / QUARANTINE_FILE
         self.budget = budget
         self.holes, self._whole_bytes = _read(self.path)
+        self._unwritten = b""
         self._known = {(hole.source, hole.uid) for hole in self.holes}
 
     def add(self, holes: Iterable[Hole]) -> list[Hole]:
-        """Records those that are new, durably, and returns them."""
+        """Records those that are new, durably, and returns them.
+
+        Raises:
+            OSError: They could not be written. They count all the same, and the next call writes them too.
+        """
         new = []
         for hole in holes:
             if (hole.source, hole.uid) not in self._known:
                 self._known.add((hole.source, hole.uid))
                 new.append(hole)
-        if new:
-            content = b"".join(json.dumps(asdict(hole), ensure_ascii=False).encode() + b"\n" for hole in new)
+        self.holes += new
+        self._unwritten += b"".join(json.dumps(asdict(hole), ensure_ascii=False).encode() + b"\n" for hole in new)
+        if self._unwritten:
             with self.path.open("r+b" if self.path.exists() else "wb") as stream:
                 # Over a line that a kill cut off, if there is one: its hole is found again.
                 stream.seek(self._whole_bytes)
                 stream.truncate()
-                stream.write(content)
+                stream.write(self._unwritten)
                 stream.flush()
                 os.fsync(stream.fileno())
-            self._whole_bytes += len(content)
-            self.holes += new
+            self._whole_bytes += len(self._unwritten)
+            self._unwritten = b""
         return new
 
     def exceeded(self) -> str | None:

@@ -2,7 +2,8 @@
 
 Every rank hashes its share of the files, so the content of a large checkpoint is verified as fast as all ranks read it,
 and all of them take the same one. Rank 0 alone lists directories: shared file systems show new names to hosts at
-different times.
+different times. For the same reason a file that one rank cannot read is looked at again before it counts as damaged:
+the fault of a moment on one host must not cost all of them the newest checkpoint.
 
 A folder that ever held a checkpoint says so in a file of its own. So an attempt that was ended before its first
 checkpoint may be followed by one that begins at step 0, and a folder whose checkpoints are lost may not.
@@ -10,20 +11,28 @@ checkpoint may be followed by one that begins at step 0, and a folder whose chec
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from data_pipeline.errors import UserError
 from janus_mega.checkpoint.claim import list_claims
 from janus_mega.checkpoint.disk import DISK, Disk
-from janus_mega.checkpoint.format import UnknownSchema, find_file_damage, find_table_damage, read_manifest
-from janus_mega.checkpoint.manager import find_step_damage, list_checkpoints
+from janus_mega.checkpoint.format import UnknownSchema, check_directory, check_file, check_table, read_manifest
+from janus_mega.checkpoint.manager import list_checkpoints
+from janus_mega.checkpoint.tensor_file import Unreadable
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
 PUBLISHED_FILE = ".published"
 """In the folder of a run's checkpoints: a checkpoint has been here."""
+_LOOK_AGAIN_S = (0.5, 2.0)
+"""Pauses after which what could not be read is looked at again; more than a listing is cached for on most hosts."""
 
 
 def _own(content: bytes) -> bytes:
@@ -75,21 +84,33 @@ def find_newest(
 def _damage_of(path: Path, seekers: Seekers) -> str | None:
     """What this rank finds: rank 0 in names, sizes and tables, every rank in the content of its share of the files."""
     try:
-        manifest = read_manifest(path)
+        manifest = read_patiently(lambda: read_manifest(path))
         if seekers.rank == 0:
-            entry = next(entry for entry in list_checkpoints(path.parent) if entry.path == path)
-            damage = find_step_damage(entry, content=False) or find_table_damage(path, manifest)
-            if damage is not None:
-                return damage
+            read_patiently(lambda: check_directory(path, content=False))
+            read_patiently(lambda: check_table(path, manifest))
         for name in sorted(manifest["files"])[seekers.rank :: seekers.world_size]:
-            damage = find_file_damage(path, manifest, name)
-            if damage is not None:
-                return damage
+            read_patiently(partial(check_file, path, manifest, name))
     except UnknownSchema:
         raise
-    except (UserError, OSError, StopIteration) as error:
-        return str(error) or f"{path}: is gone"
+    except (UserError, OSError) as error:
+        return str(error)
     return None
+
+
+def read_patiently(read: Callable[[], T]) -> T:
+    """What `read` gives; where the system refuses a file, it is called again after a pause, and then once more.
+
+    Raises:
+        UserError: as `read`; `Unreadable` if the file is still refused.
+        OSError: as `read`, still.
+    """
+    for pause_s in _LOOK_AGAIN_S:
+        try:
+            return read()
+        except (Unreadable, OSError) as error:
+            _log.info("looking again in %g s: %s", pause_s, error)
+        time.sleep(pause_s)
+    return read()
 
 
 def note_published(root: Path, disk: Disk = DISK) -> None:

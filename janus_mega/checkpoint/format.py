@@ -29,7 +29,15 @@ from typing import Any
 from data_pipeline.errors import UserError
 from janus_mega.checkpoint.disk import DISK, Disk
 from janus_mega.checkpoint.index import Index
-from janus_mega.checkpoint.tensor_file import CHUNK_BYTES, Hashing, TensorFile, damaged, new_digest, open_regular
+from janus_mega.checkpoint.tensor_file import (
+    CHUNK_BYTES,
+    Hashing,
+    TensorFile,
+    Unreadable,
+    damaged,
+    new_digest,
+    open_regular,
+)
 
 SCHEMA = "janus-checkpoint/2"
 OLDER_SCHEMAS = ("janus-checkpoint/1",)
@@ -125,7 +133,7 @@ def read_listed(directory: Path, manifest: Mapping[str, Any], name: str, *, veri
         with open_regular(path) as file:
             content = _read_all(file.fileno())
     except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from None
+        raise damaged(path, error) from None
     if len(content) != entry["bytes"]:
         raise damaged(path, _other_size(len(content), entry))
     if verify and hashlib.sha256(content).hexdigest() != entry.get("sha256"):
@@ -198,11 +206,11 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         is_whole = claimed == hashlib.sha256(dump_json(body)).hexdigest()
         is_canonical = content == dump_json({**body, "sha256": claimed})
     except FileNotFoundError:
-        raise UserError(
+        raise Unreadable(  # on a host that does not see it yet, too
             f"{directory}: no {MANIFEST_FILE}, so this is not a checkpoint; give a step directory"
         ) from None
     except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from None
+        raise damaged(path, error) from None
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise damaged(path, "not a readable manifest") from None
     if not is_whole or not is_canonical:
@@ -258,31 +266,43 @@ def find_damage(directory: Path, *, content: bool = True) -> str | None:
         directory: the checkpoint.
         content: also hash every file; otherwise names, kinds and sizes alone.
     """
-    directory = Path(directory)
     try:
-        manifest = read_manifest(directory)
-        stranger = next(_strangers(directory, manifest), None)
+        check_directory(directory, content=content)
     except (UserError, OSError) as error:
         return str(error)
+    return None
+
+
+def check_directory(directory: Path, *, content: bool = True) -> None:
+    """Raises UserError or OSError about the first thing that is wrong with a directory; see `find_damage`."""
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    stranger = next(_strangers(directory, manifest), None)
     named = parse_step(directory.name)
     if named is not None and named[0] != manifest["step"]:
-        return f"{directory}: its manifest is of step {manifest['step']}; the directory was renamed, use an older one"
+        raise UserError(
+            f"{directory}: its manifest is of step {manifest['step']}; the directory was renamed, use an older one"
+        )
     for name in manifest["files"]:
-        damage = find_file_damage(directory, manifest, name, content=content)
-        if damage is not None:
-            return damage
+        check_file(directory, manifest, name, content=content)
     if stranger is not None:
-        return f"{stranger}: not listed in {MANIFEST_FILE}; remove it"
-    return find_table_damage(directory, manifest) if content else None
+        raise UserError(f"{stranger}: not listed in {MANIFEST_FILE}; remove it")
+    if content:
+        check_table(directory, manifest)
 
 
 def find_table_damage(directory: Path, manifest: Mapping[str, Any]) -> str | None:
     """One line about where the table of tensors and the headers of their files disagree, or None; reads no tensor."""
     try:
-        read_index(directory, manifest).check_all()
+        check_table(directory, manifest)
     except UserError as error:
         return str(error)
     return None
+
+
+def check_table(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises UserError where `find_table_damage` finds something."""
+    read_index(directory, manifest).check_all()
 
 
 def read_index(directory: Path, manifest: Mapping[str, Any], *, verify: bool = True) -> Index:
@@ -314,6 +334,15 @@ def find_file_damage(directory: Path, manifest: Mapping[str, Any], name: str, *,
         name: one of its files.
         content: hash it; otherwise its kind and size alone.
     """
+    try:
+        check_file(directory, manifest, name, content=content)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def check_file(directory: Path, manifest: Mapping[str, Any], name: str, *, content: bool = True) -> None:
+    """Raises UserError where `find_file_damage` finds something; `Unreadable` if the system did not give the file."""
     path, entry = directory / name, manifest["files"][name]
     try:
         status = path.lstat()
@@ -329,8 +358,5 @@ def find_file_damage(directory: Path, manifest: Mapping[str, Any], name: str, *,
             )
             if not is_same:
                 raise damaged(path, "bytes do not match the manifest's SHA-256")
-    except UserError as error:
-        return str(error)
     except OSError as error:
-        return str(damaged(path, error.strerror or str(error)))
-    return None
+        raise damaged(path, error) from None

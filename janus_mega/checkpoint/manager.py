@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import logging
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ from janus_mega.checkpoint.format import (
     CONFIG_FILE,
     INDEX_FILE,
     STATE_FILE,
+    TRASH_PREFIX,
     FileEntry,
     copy_file,
     dump_compact,
@@ -46,6 +48,7 @@ from janus_mega.checkpoint.tensor_file import DTYPE_NAMES, Digests, write_safete
 from janus_mega.parallel.slices import Box, Slice, check_coverage
 
 _log = logging.getLogger(__name__)
+_OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 def _alone(ok: bool) -> bool:
@@ -198,8 +201,20 @@ def _open_aside(mine: Claim, aside: Path, disk: Disk) -> None:
         disk.make_directories(mine.directory)
         disk.sync_names_above(mine.root)
     for left_over in sorted(mine.directory.iterdir()):  # of saves that failed or were killed
-        disk.remove_tree(left_over)
+        _clear(left_over, aside, disk)
     disk.make_directory(aside)
+
+
+def _clear(left_over: Path, aside: Path, disk: Disk) -> None:
+    """Removes what a save has left. What cannot go, as somebody has it open, stays, but must not be in the way."""
+    try:
+        disk.remove_tree(left_over)
+    except OSError as error:
+        if left_over.name.startswith(TRASH_PREFIX):
+            return  # it was told when it got this name
+        _log.warning("%s: left over from a save and not removed yet: %s", left_over, error.strerror or error)
+        if left_over == aside:
+            disk.rename(aside, aside.with_name(f"{TRASH_PREFIX}{aside.name}-{secrets.token_hex(4)}"))
 
 
 def _write_rank(aside: Path, slices: Iterable[Slice], state: TrainState, rank: int, disk: Disk) -> None:
@@ -282,14 +297,18 @@ def _publish(mine: Claim, aside: Path, step: int, disk: Disk) -> None:
             disk.rename(aside, mine.root / (f"step-{step:08d}-{repeat}" if repeat else f"step-{step:08d}"))
             break
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if error.errno not in _OCCUPIED:
                 raise
             repeat += 1  # an older attempt was just not fenced yet
     disk.sync_directory(mine.root)
     if mine.number:
         disk.sync_directory(mine.directory)
-    else:
+        return
+    try:
         disk.remove_directory(mine.directory)
+    except OSError as error:
+        if error.errno not in _OCCUPIED:  # by what could not be removed; the checkpoint is published all the same
+            raise
 
 
 def _build_index(notes: list[dict[str, Any]]) -> dict[str, Any]:

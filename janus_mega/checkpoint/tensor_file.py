@@ -234,9 +234,15 @@ def open_regular(path: Path) -> BinaryIO:
     return open(descriptor, "rb", buffering=0)
 
 
-def damaged(path: Path, what: str) -> UserError:
-    """What is said of every damaged file."""
-    return UserError(f"{path}: {what}; the checkpoint is damaged, use an older one")
+class Unreadable(UserError):
+    """The system did not give a file of a checkpoint; it may the next time."""
+
+
+def damaged(path: Path, what: str | OSError) -> UserError:
+    """What is said of every damaged file; `Unreadable` where the system has a reason of its own."""
+    kind = Unreadable if isinstance(what, OSError) and what.errno is not None else UserError
+    why = what.strerror or str(what) if isinstance(what, OSError) else what
+    return kind(f"{path}: {why}; the checkpoint is damaged, use an older one")
 
 
 class TensorFile:
@@ -255,7 +261,7 @@ class TensorFile:
                 head = _read_head(file, self.num_bytes)
             self.places = _places(head, self.num_bytes)
         except OSError as error:
-            raise damaged(path, error.strerror or str(error)) from None
+            raise damaged(path, error) from None
         except (ValueError, RecursionError) as error:
             raise damaged(path, f"not a safetensors file of ours ({error})") from None
         self.head = hashlib.sha256(head).digest()
@@ -279,7 +285,7 @@ class TensorFile:
                     if digest is not None:
                         hashing.update(found, chunk, is_all=len(chunk) == len(view))
         except OSError as error:
-            raise damaged(self.path, error.strerror or str(error)) from None
+            raise damaged(self.path, error) from None
         if digest is not None and found.digest() != digest:
             raise damaged(self.path, f"bytes do not match the SHA-256 of {key}")
         return content.view(place.dtype).reshape(place.shape)

@@ -21,6 +21,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from janus_mega.observe.lenient import Lenient, LenientLines, write_whole
+
 ATTEMPTS_DIR = "attempts"
 COMMAND_FILE, VERSIONS_FILE, SPANS_FILE, DIFF_FILE = "command.json", "versions.json", "spans.jsonl", "diff.patch"
 
@@ -38,6 +40,7 @@ class Attempt:
         """`directory` is None on ranks that write nothing; `facts` are those of the command."""
         self._directory = directory
         self._facts = dict(facts or {})
+        self._spans = None if directory is None else LenientLines(directory / SPANS_FILE)
 
     @property
     def number(self) -> int | None:
@@ -50,10 +53,11 @@ class Attempt:
         return self._facts.get("commit")
 
     def finish(self, outcome: str) -> None:
-        """Records when and how it ended."""
+        """Records when and how it ended; a disk that takes no record leaves the end, and its exit code, as it is."""
         if self._directory is not None:
+            path = self._directory / COMMAND_FILE
             ended = {"ended_s": round(time.time(), 3), "outcome": outcome}
-            _write(self._directory / COMMAND_FILE, self._facts | ended)
+            Lenient(str(path)).attempt(lambda: _write(path, self._facts | ended))
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -62,10 +66,9 @@ class Attempt:
         try:
             yield
         finally:
-            if self._directory is not None:
+            if self._spans is not None:
                 line = {"name": name, "start_s": round(began, 3), "seconds": round(time.perf_counter() - clock, 3)}
-                with (self._directory / SPANS_FILE).open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(line) + "\n")
+                self._spans.append([line])
 
 
 @contextmanager
@@ -148,6 +151,4 @@ def _versions() -> dict[str, str | None]:
 
 
 def _write(path: Path, values: Any) -> None:
-    aside = path.with_name(f"{path.name}.tmp")
-    aside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    write_whole(path, json.dumps(values, indent=1) + "\n")

@@ -1,13 +1,15 @@
 """Where metrics go: `metrics.jsonl` always, TensorBoard and Weights & Biases when asked. Values arrive reduced.
 
 A line of metrics.jsonl is `{"step": 10, "time_s": 1712.5, ...}` with time_s in seconds since the epoch. Sinks
-append, so a resumed run continues its files.
+append, so a resumed run continues its files. What cannot be opened stops the start; what cannot be written later is
+told and left out.
 """
 
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from html import escape
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,9 +20,11 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from data_pipeline.errors import UserError
+from janus_mega.observe.lenient import Lenient, LenientLines
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_DIR = "events"
+_PROBE_BYTES = 4096
 
 
 class Sink(Protocol):
@@ -44,13 +48,14 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        path.open("a", encoding="utf-8").close()  # a place that takes no file is told at the start
+        self._lines = LenientLines(path)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line; a value that is not finite becomes null, which JSON can hold."""
         row: dict[str, Any] = {"step": step, "time_s": round(time.time(), 3)}
         row.update({name: value if math.isfinite(value) else None for name, value in values.items()})
-        self._file.write(json.dumps(row) + "\n")
+        self._lines.append([row])
 
     def image(self, step: int, name: str, pixels: np.ndarray) -> None:
         """Pictures are not written as text."""
@@ -59,34 +64,57 @@ class JsonLines:
         """Lines hold numbers alone."""
 
     def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Every line is in the file already."""
 
 
 class TensorBoard:
-    """Event files for TensorBoard."""
+    """Event files for TensorBoard.
+
+    They are written by a thread that ends at its first failure, and a record it cut off hides those after it. So after
+    a failure a new writer begins a file of its own, once there is room again.
+    """
 
     def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._writer: Any = None
+        self._open()
+
+    def _open(self) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only wanted here
 
-        self._writer = SummaryWriter(str(directory))
+        self._writer = SummaryWriter(str(self._directory))
+
+    def _add(self, add: Callable[[Any], None]) -> None:
+        if self._writer is None:
+            _require_room(self._directory)
+            self._open()
+        try:
+            add(self._writer)
+        except OSError:
+            self._writer = None
+            raise
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes every scalar under its name."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+
+        def add(writer: Any) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        self._add(add)
 
     def image(self, step: int, name: str, pixels: np.ndarray) -> None:
         """Writes a picture, uint8 [height, width, 3]."""
-        self._writer.add_image(name, pixels, step, dataformats="HWC")
+        self._add(lambda writer: writer.add_image(name, pixels, step, dataformats="HWC"))
 
     def text(self, step: int, name: str, content: str) -> None:
         """Writes a text (Markdown)."""
-        self._writer.add_text(name, content, step)
+        self._add(lambda writer: writer.add_text(name, content, step))
 
     def close(self) -> None:
         """Flushes and closes the event file."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class WeightsAndBiases:
@@ -115,32 +143,35 @@ class WeightsAndBiases:
 
 
 class SinkGroup:
-    """Several sinks as one; closes all of them, also on the way out of a `with` block."""
+    """Several sinks as one; closes all of them, also on the way out of a `with` block.
+
+    A sink whose disk or network fails is told once, and takes nothing from the others nor from training.
+    """
 
     def __init__(self, sinks: list[Sink]) -> None:
-        self._sinks = sinks
+        self._sinks = [(sink, Lenient(f"metrics for {type(sink).__name__}")) for sink in sinks]
+
+    def _each(self, write: Callable[[Sink], None]) -> None:
+        for sink, writes in self._sinks:
+            writes.attempt(partial(write, sink))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes to every sink."""
-        for sink in self._sinks:
-            sink.scalars(step, values)
+        self._each(lambda sink: sink.scalars(step, values))
 
     def image(self, step: int, name: str, pixels: np.ndarray) -> None:
         """Writes to every sink; `pixels` is uint8 [height, width, 3]."""
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise ValueError(f"image {name}: uint8 [height, width, 3] expected, got {pixels.dtype} {pixels.shape}")
-        for sink in self._sinks:
-            sink.image(step, name, pixels)
+        self._each(lambda sink: sink.image(step, name, pixels))
 
     def text(self, step: int, name: str, content: str) -> None:
         """Writes to every sink."""
-        for sink in self._sinks:
-            sink.text(step, name, content)
+        self._each(lambda sink: sink.text(step, name, content))
 
     def close(self) -> None:
         """Closes every sink."""
-        for sink in self._sinks:
-            sink.close()
+        self._each(lambda sink: sink.close())
 
     def __enter__(self) -> Self:
         return self
@@ -156,6 +187,7 @@ def open_sinks(run_dir: Path, *, tensorboard: bool, wandb: str = "", enabled: bo
 
     Raises:
         UserError: a project of Weights & Biases is named, but its package is not installed.
+        OSError: one of them cannot be opened.
     """
     if wandb and find_spec("wandb") is None:  # found by all ranks alike
         raise UserError(
@@ -170,6 +202,15 @@ def open_sinks(run_dir: Path, *, tensorboard: bool, wandb: str = "", enabled: bo
     if wandb:
         sinks.append(WeightsAndBiases(wandb, run_dir))
     return SinkGroup(sinks)
+
+
+def _require_room(directory: Path) -> None:
+    """Raises OSError where nothing can be written: a writer that fails as it opens leaves an empty file each time."""
+    probe = directory / ".room"
+    try:
+        probe.write_bytes(bytes(_PROBE_BYTES))
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -7,12 +7,14 @@ looks again whether one of them has published meanwhile.
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from data_pipeline.errors import UserError
 from janus_mega.checkpoint.claim import Claim, claim, list_claims
 from janus_mega.checkpoint.disk import DISK
-from janus_mega.checkpoint.finding import find_newest, note_published, why_not_from_scratch
+from janus_mega.checkpoint.finding import find_newest, note_published, read_patiently, why_not_from_scratch
+from janus_mega.checkpoint.format import write_bytes
 from janus_mega.checkpoint.manager import list_checkpoints
 from janus_mega.checkpoint.reader import CheckpointReader, open_checkpoint
 from janus_mega.observe.attempts import ATTEMPTS_DIR
@@ -20,11 +22,12 @@ from janus_mega.observe.sinks import METRICS_FILE
 from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.train.restoring import check_resume
 from janus_mega.train.saving import CHECKPOINTS_DIR
-from janus_mega.train.starting import Start
+from janus_mega.train.starting import FRESH_FILE, Start, job_name
 from janus_mega.train.together import on_rank_0, seekers_of
 from janus_mega.train.workload import Recipe, Workload
 
 _log = logging.getLogger(__name__)
+_ANEW = "anew"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +49,32 @@ class Entry:
 def enter(workload: Workload, recipe: Recipe, groups: ProcessGroups, start: Start) -> Entry:
     """Finds what to go on from, and takes the run directory over.
 
+    Whatever is wrong with it counts only while the folder stands still: an older attempt may publish and prune
+    meanwhile, and what one rank was about to read is then gone.
+
     Raises:
         UserError: the directory was used and holds no good checkpoint, or one of another plan.
         Superseded: a newer attempt has it. Collective over: world.
     """
     root, seekers = recipe.run_dir / CHECKPOINTS_DIR, seekers_of(groups)
-    if start.fresh:
-        on_rank_0(groups, lambda: _set_aside(root))
+    is_fresh = start.fresh and on_rank_0(groups, lambda: _begin_anew(root, start.is_restart)) == _ANEW
     while True:
         seen = on_rank_0(groups, lambda: _names(root))
         damaged: set[str] = set()
         newest = find_newest(root, seekers, passed_over=damaged)
-        if newest is None and not start.fresh:
-            on_rank_0(groups, lambda: _refuse_from_scratch(root, recipe.run_dir))
-        reader = open_checkpoint(newest) if newest else None
-        first_step = check_resume(reader, workload, recipe) if reader else 0
+        reader, first_step, refusal = None, 0, None
+        try:
+            if newest is not None:
+                reader, first_step = read_patiently(partial(_open, newest, workload, recipe))
+            elif not is_fresh:
+                on_rank_0(groups, lambda: _refuse_from_scratch(root, recipe.run_dir))
+        except Exception as error:  # told after the agreement, or the other ranks would wait for ever
+            refusal = error
+        if not seekers.agree(refusal is None):
+            if on_rank_0(groups, lambda: _names(root)) == seen:
+                raise refusal or UserError(f"{newest}: another rank cannot go on from it; see that rank's log")
+            _log.warning("%s: checkpoints have come or gone meanwhile; looking again", recipe.name)
+            continue
         if reader and first_step >= recipe.last_step:
             return Entry(reader, True, first_step, None)
         key = on_rank_0(groups, lambda: str(claim(root, _number(root, recipe.run_dir, start)).key))
@@ -71,6 +85,11 @@ def enter(workload: Workload, recipe: Recipe, groups: ProcessGroups, start: Star
             place = Claim.from_key(root, int(key))
             return Entry(reader, reader is not None, first_step, place, frozenset(damaged))
         _log.warning("%s: an older attempt has published meanwhile; looking again", recipe.name)
+
+
+def _open(newest: Path, workload: Workload, recipe: Recipe) -> tuple[CheckpointReader, int]:
+    reader = open_checkpoint(newest)
+    return reader, check_resume(reader, workload, recipe)
 
 
 def _names(root: Path) -> str:
@@ -94,6 +113,26 @@ def _refuse_from_scratch(root: Path, run_dir: Path) -> None:
             f"{run_dir}: {why}; a run that was used does not begin at step 0 by itself: bring a checkpoint back to "
             f"{root}, choose another run_dir, or begin anew with --fresh"
         )
+
+
+def _begin_anew(root: Path, is_restart: bool) -> str:
+    """Carries --fresh out and keeps which job did; a launcher that starts a job again says --fresh again too.
+
+    Returns:
+        `_ANEW`, or nothing where this very job has done so already: it goes on from what it has saved since.
+    """
+    mark, job = root.parent / FRESH_FILE, job_name()
+    if is_restart and mark.exists() and mark.read_text(encoding="utf-8") == job:
+        _log.warning("--fresh counts for the first start of a job; this restart goes on from what that has saved")
+        return ""
+    _set_aside(root)
+    DISK.make_directories(root.parent)
+    aside = mark.with_name(f"{FRESH_FILE}.tmp")
+    aside.unlink(missing_ok=True)
+    write_bytes(aside, job.encode())
+    DISK.rename(aside, mark)
+    DISK.sync_directory(root.parent)
+    return _ANEW
 
 
 def _set_aside(root: Path) -> None:

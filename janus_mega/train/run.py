@@ -63,13 +63,13 @@ def run(workload: Workload, recipe: Recipe, groups: ProcessGroups, start: Start 
         Collective over: world.
     """
     start = start or Start()
-    entry = enter(workload, recipe, groups, start)
-    if entry.place is None:
-        assert entry.reader is not None  # or there would be something left to do
-        _log.info("%s: %s is already at its last step", recipe.name, entry.reader.directory)
-        return entry.reader.directory
-    place = entry.place
     with Watch(start.pulse, recipe.health, recipe.run_dir, groups):
+        entry = enter(workload, recipe, groups, start)
+        if entry.place is None:
+            assert entry.reader is not None  # or there would be something left to do
+            _log.info("%s: %s is already at its last step", recipe.name, entry.reader.directory)
+            return entry.reader.directory
+        place = entry.place
         if entry.reader:
             start.strike("load", entry.first_step)
         health = Health(recipe.health, any_rank(groups))

@@ -22,6 +22,10 @@ _log = logging.getLogger(__name__)
 
 _RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 """Variables that count how often a launcher has started the same command again by itself."""
+_JOBS = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")
+"""Variables that name what all starts of a command by a launcher have in common."""
+FRESH_FILE = ".fresh"
+"""In the run directory: the name of the job that was the last to carry --fresh out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,9 @@ class Start:
     pulse: Pulse = field(default_factory=Pulse)
     """Where the rank is."""
     fresh: bool = False
-    """Whether to begin anew in a run directory that was used before."""
+    """Whether to begin anew in a run directory that was used before; a restart may have done so already."""
+    is_restart: bool = False
+    """Whether a launcher has started the same command again by itself."""
     faults: Faults | None = None
     """What is to go wrong on purpose; None where nothing is."""
 
@@ -43,6 +49,11 @@ class Start:
         """Lets the faults happen that are planned for this place; see `faults`."""
         if self.faults is not None:
             self.faults.strike(phase, step)
+
+
+def job_name() -> str:
+    """What the launcher calls the job that this start belongs to; empty where nothing has launched it."""
+    return next((name for variable in _JOBS if (name := os.environ.get(variable))), "")
 
 
 @contextmanager
@@ -54,9 +65,9 @@ def started(run_dir: Path, stop_grace_s: float, *, fresh: bool = False) -> Itera
         NotSaved: an error after a stop signal, so most likely for it: peers that are gone, readers that were ended.
     """
     rank = int(os.environ.get("RANK", "0"))
-    if fresh and any(int(os.environ.get(name) or 0) for name in _RESTARTS):
-        _log.warning("--fresh counts for the first start of a job; this restart goes on from what that has saved")
-        fresh = False
+    is_restart = any(int(os.environ.get(name) or 0) for name in _RESTARTS)
+    if fresh and not is_restart and rank == 0:  # not every launcher's names of jobs are unique
+        (run_dir / FRESH_FILE).unlink(missing_ok=True)
     faults = read_faults(run_dir, rank, int(os.environ.get("WORLD_SIZE", "1")))
     stop, pulse = StopFlag(), Pulse()
     with (
@@ -65,7 +76,7 @@ def started(run_dir: Path, stop_grace_s: float, *, fresh: bool = False) -> Itera
     ):
         signals.note_end = attempt.finish
         try:
-            yield Start(attempt, stop, pulse, fresh, faults)
+            yield Start(attempt, stop, pulse, fresh, is_restart, faults)
         except Exception as error:
             if not stop.asked or exit_code_of(error) is not None:
                 raise

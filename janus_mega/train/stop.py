@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _LOOK_EVERY_S = 1.0
+_TELL_S = 5.0
+"""Seconds that writing down why a process is ended may take; a disk that hangs must not keep it."""
 
 
 class StopSignals:
@@ -115,12 +117,20 @@ class StopSignals:
             f"NotSaved: rank {self._rank} reached no end within {self._grace_s:g} s (health.stop_grace_s) of a stop "
             f"signal; it was in step {self._pulse.step + 1} ({self._pulse.phase})"
         )
+        teller = threading.Thread(target=self._tell, args=(outcome,), name="janus-mega-stop-note", daemon=True)
+        try:
+            teller.start()
+            teller.join(_TELL_S)
+        finally:
+            os._exit(NOT_SAVED)
+
+    def _tell(self, outcome: str) -> None:
+        """Says why the process ends. All of it writes somewhere, so all of it may hang as the run did."""
         _log.error("%s; the newest checkpoint stands", outcome)
         try:
             self.note_end(outcome)
         finally:
             logging.shutdown()
-            os._exit(NOT_SAVED)
 
 
 def _only_wake(number: int, frame: object) -> None:

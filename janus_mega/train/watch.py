@@ -72,7 +72,8 @@ class Watch:
         while not self._ended.wait(self._interval_s):
             try:
                 self._heartbeat.beat(self.limit_s())
-                if self._is_stalled() and not self._somebody_has_time():
+                now = time.monotonic()
+                if self._is_stalled(now) and not self._somebody_has_time(now):
                     self._investigate()
             except OSError as error:  # a full disk must not end training
                 if not self._complained:
@@ -84,8 +85,12 @@ class Watch:
         limit = max(self._config.hang_timeout_s, STEP_FACTOR * self._pulse.median_step_s())
         return limit * LONG_PHASE_FACTOR if self._pulse.is_long_phase else limit
 
-    def _is_stalled(self) -> bool:
-        last, now = self._pulse.progress_at, time.monotonic()
+    def _is_stalled(self, now: float) -> bool:
+        """Whether time is up; keeps which ranks have beaten, as of `now`, before all files are read.
+
+        Reading those of thousands of ranks may take longer than a rank that lives is given to beat again.
+        """
+        last = self._pulse.progress_at
         left_s = self.limit_s() - (now - last)
         if left_s > self._live_s + self._interval_s:
             self._seen.clear()
@@ -95,9 +100,9 @@ class Watch:
                     self._seen[rank] = (told["beat"], now)
         return last != self._reported and left_s < 0
 
-    def _somebody_has_time(self) -> bool:
+    def _somebody_has_time(self, now: float) -> bool:
         """Whether a rank that lives and waits for nobody is within its own limit: the others wait for it."""
-        since = time.monotonic() - self._live_s
+        since = now - self._live_s
         live = [rank for rank, (_, read_at) in self._seen.items() if read_at > since]
         told = self._heartbeat.read_all()
         return any(not told[rank]["waits_in"] and told[rank]["without_progress_s"] < told[rank]["limit_s"]

@@ -14,7 +14,10 @@ from data_pipeline.stream.dataset import RowDataset
 from data_pipeline.stream.quarantine import read_quarantine
 from janus_mega.checkpoint.reader import open_checkpoint
 from janus_mega.config.schema import LoggingConfig, OptimizerConfig, RunConfig, StageConfig
+from janus_mega.parallel.groups import build_groups
+from janus_mega.parallel.messages import gather_bytes_on_rank_0
 from janus_mega.train.janus import train_janus
+from tests.support.full_disk import fill
 from tests.support.ranks import import_what_ranks_need, results_of_ranks
 from tests.support.shards import TinyShards, make_shards
 from tests.support.tiny import STAGE3, fp32, tiny_model
@@ -135,3 +138,20 @@ def test_a_plan_that_ends_ends_the_run(shards: TinyShards, run_dir: Path) -> Non
     assert last.startswith("step-") and 0 < int(last[5:13]) < 200
     assert train(config) == last
     assert sorted(logged(run_dir)) == list(range(1, int(last[5:13]) + 1))
+
+
+def test_a_full_disk_costs_the_log_and_no_run(shards: TinyShards, run_dir: Path) -> None:
+    fill(run_dir / "batches.jsonl")
+    assert results_of_ranks(_train, 2, config_of(shards, run_dir)) == ["step-00000006"] * 2
+
+
+def test_only_the_first_rank_gets_what_all_tell() -> None:
+    def gather() -> list[list[str]]:
+        groups = build_groups(1, 1)
+        rank = groups.layout.rank
+        told = (b"ab" * rank, b"", b"x" if rank == 0 else b"")
+        return [[part.decode() for part in gather_bytes_on_rank_0(content, groups)] for content in told]
+
+    first, *others = results_of_ranks(gather, 3)
+    assert first == [["", "ab", "abab"], [""] * 3, ["x", "", ""]]
+    assert others == [[[], [], []]] * 2

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from janus_mega.config.schema import ParallelConfig, RunConfig, VerifyLayout
 from janus_mega.observe.pulse import Pulse
 from janus_mega.observe.stopping import StopFlag
-from janus_mega.train import layout_gate, stages
-from janus_mega.train.exits import NotSaved
+from janus_mega.train import layout_gate, stages, stop
+from janus_mega.train.exits import NOT_SAVED, NotSaved
 from janus_mega.train.stop import STOP_SIGNALS, StopSignals
 from tests.support.ranks import results_of_ranks
 from tests.support.shards import make_shards
@@ -116,6 +116,31 @@ def test_a_second_signal_changes_nothing_and_is_told(
     os.kill(os.getpid(), signal.SIGTERM)
     wait_for(lambda: "SIGTERM on rank 0: the run is stopping already" in caplog.text)
     assert flag.signal == signal.SIGUSR1
+
+
+def test_a_disk_that_hangs_does_not_keep_a_process_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop, "_TELL_S", 0.3)
+    pid = os.fork()
+    if pid == 0:
+        with StopSignals(StopFlag(), Pulse(), 0, 0.1) as signals:
+            signals.note_end = lambda outcome: time.sleep(60)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        os._exit(0)
+    ended: list[int] = []
+
+    def has_ended() -> bool:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        ended.extend([os.waitstatus_to_exitcode(status)] if found else [])
+        return bool(found)
+
+    try:
+        wait_for(has_ended)
+    finally:
+        if not ended:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    assert ended == [NOT_SAVED]
 
 
 def test_other_signals_are_none_of_it(flag: StopFlag, entered: StopSignals) -> None:

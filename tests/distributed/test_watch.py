@@ -168,10 +168,10 @@ def slow_first_step(engine: Any, run_dir: Path) -> None:
 SLOW = (slow_hooks, slow_loading, slow_scoring, slow_writing, slow_first_step)
 
 
-def start(run_dir: Path, *arguments: Any) -> list[Any]:
+def start(run_dir: Path, *arguments: Any, main: Callable[..., None] = train_run) -> list[Any]:
     run_dir.mkdir()
     context = multiprocessing.get_context("fork")
-    rest = (2, str(run_dir / "store"), 60.0, 1, train_run, (run_dir, *arguments))
+    rest = (2, str(run_dir / "store"), 60.0, 1, main, (run_dir, *arguments))
     processes = [context.Process(target=_rank_main, args=(rank, *rest), daemon=True) for rank in range(2)]
     for process in processes:
         process.start()
@@ -234,6 +234,35 @@ def test_a_rank_that_stops_in_the_last_save_is_named(tmp_path: Path, monkeypatch
         assert [(culprit["rank"], culprit["why"]) for culprit in report["culprits"]] == [(1, "its heartbeat stopped")]
         assert report["time"] - float((run_dir / STOPPED_FILE).read_text()) <= report["limit_s"] + 5
         assert report["ranks"][0]["phase"] == "CheckpointHook"
+    finally:
+        end(processes)
+
+
+def sleep_in_enter(run_dir: Path) -> None:
+    """Rank 1 comes to no end of reading the checkpoint to go on from."""
+    enter = run_module.enter
+
+    def stuck_in_enter(*arguments: Any) -> Any:
+        if dist.get_rank() == 1:
+            time.sleep(600)
+        return enter(*arguments)
+
+    run_module.enter = stuck_in_enter
+    train_run(run_dir, 3, HangAction.abort, lambda engine, run_dir: None)
+
+
+def test_a_rank_that_stops_before_it_has_found_its_checkpoint_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LONG_PHASE_FACTOR", 2)
+    run_dir = tmp_path / "run"
+    processes = start(run_dir, main=sleep_in_enter)
+    try:
+        processes[0].join(40)
+        assert processes[0].exitcode == HANG_EXIT_CODE
+        (path,) = reports(run_dir)
+        (culprit,) = json.loads(path.read_text())["culprits"]
+        assert culprit["rank"] == 1 and "stuck_in_enter" in culprit["at"]
     finally:
         end(processes)
 

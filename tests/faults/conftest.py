@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from janus_mega.checkpoint import finding
 from tests.support.crash_campaign import ALL, FAST_FOLDER, SEED
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be read is looked at again at once."""
+    monkeypatch.setattr(finding, "_LOOK_AGAIN_S", (0.0, 0.0))
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ each kill the newest acknowledged checkpoint is loaded and compared tensor for t
 the next attempt claims, saves, prunes and leaves no rubbish.
 """
 
+import os
 import random
 import shutil
+import signal
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -94,6 +96,7 @@ def campaign(work, world_size, count, loss, new_folder):
     folder = new_folder()
     whole = live(work, folder, world_size, None)
     assert not whole.was_killed and whole.acknowledged and loss(folder, whole) is None
+    assert whole.num_operations.keys() == set(range(world_size)), "a rank did not come to its end"
     done = Done({(rank, at) for rank, number in whole.num_operations.items() for at in range(number)})
     for num_tried, kill in enumerate(kills(random.Random(SEED), whole, world_size)):
         if done.num_killed == count:
@@ -130,3 +133,22 @@ def test_a_life_that_hangs_is_not_a_kill(new_folder):
     """Its operation is never reached, so what ends it is patience."""
     with pytest.raises(AssertionError, match=r"^hung: not at its end after 0\.5 s"):
         live(lambda life: time.sleep(60), new_folder(), 1, Kill(at_operation=0), patience_s=0.5)
+
+
+@pytest.mark.parametrize(
+    ("end", "says"), [(partial(os._exit, 3), "a rank ended by itself"), (partial(time.sleep, 60), "hung")]
+)
+def test_a_life_in_which_another_rank_fails_or_hangs_is_none(new_folder, end, says):
+    """The one that would have been killed comes to its end."""
+
+    def work(life):
+        if life.rank == 1:
+            end()
+
+    with pytest.raises(AssertionError, match=f"^{says}"):
+        live(work, new_folder(), 2, Kill(at_operation=10**6), patience_s=5.0)
+
+
+def test_a_rank_that_another_signal_ends_is_not_killed(new_folder):
+    with pytest.raises(AssertionError, match="^a rank ended by itself"):
+        live(lambda life: os.kill(os.getpid(), signal.SIGTERM), new_folder(), 1, Kill(at_operation=10**6))

@@ -203,12 +203,12 @@ def test_a_start_that_dies_before_its_first_checkpoint_may_begin_again(tmp_path:
     assert outcome(run_dir)["step"] == FIRST
 
 
-def test_fresh_counts_for_the_first_start_of_a_job_alone(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_restart_by_the_launcher_is_told_from_a_first_start(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with started(run_dir, 0.0, fresh=True) as start:
-        assert start.fresh
+        assert start.fresh and not start.is_restart
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     with started(run_dir, 0.0, fresh=True) as start:
-        assert not start.fresh
+        assert start.fresh and start.is_restart
 
 
 def _check_hang(cell: Cell, run_dir: Path, fault: dict[str, Any]) -> None:

@@ -133,13 +133,15 @@ def wrong_elements(directory: Path, step: int, world_size: int) -> list[str]:
 
 
 class ShutDisk(Disk):
-    """Tensor files are not written before `gate` is set."""
+    """Tensor files are not written before `gate` is set; `reached` is set by whoever comes to it."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
+        self.reached = threading.Event()
 
     def write(self, file: BinaryIO, content: bytes | memoryview) -> None:
         if str(file.name).endswith(".safetensors"):
+            self.reached.set()
             assert self.gate.wait(60.0)
         super().write(file, content)
 

@@ -139,28 +139,38 @@ def live(
         time.sleep(kill.after_s)
         os.kill(victim, signal.SIGKILL)  # not waited for yet, so the number is still its
     hung = threading.Event()
-    killer = threading.Timer(patience_s, lambda: (hung.set(), os.kill(victim, signal.SIGKILL)))
+    killer = threading.Timer(patience_s, lambda: (hung.set(), _kill(children)))
     killer.start()
-    status = os.waitpid(victim, 0)[1]
+    was_killed = _wait(victim)
+    if was_killed:
+        time.sleep(kill.grace_s if kill else 0.0)
+        _kill(children)
+    for pid in children:
+        _wait(pid)
     killer.cancel()
     killer.join()
-    was_killed = os.WIFSIGNALED(status)
-    if was_killed and kill is not None:
-        time.sleep(kill.grace_s)
-    for pid in children:
-        if pid != victim:
-            if was_killed:
-                os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+    statuses = [os.waitpid(pid, 0)[1] for pid in children]  # not before, so the numbers were still theirs
     with open(reader, "rb") as pipe:
         told = [_TOLD.unpack(record) for record in iter(lambda: pipe.read(_TOLD.size), b"")]
     if hung.is_set():
         raise AssertionError(f"hung: not at its end after {patience_s:.1f} s, killed: {kill}, told: {told}")
-    if not was_killed and os.WEXITSTATUS(status) != 0:
+    if not was_killed and any(statuses):
         raise AssertionError("a rank ended by itself: " + "".join(path.read_text() for path in folder.glob("said-*")))
     counts = {rank: -value for rank, value in told if value < 0}
     steps = [value for _, value in told if value >= 0]
     return Ended(was_killed, steps, counts, time.monotonic() - start)
+
+
+def _wait(child: int) -> bool:
+    """Whether SIGKILL ended it; it can still be sent signals, which do nothing."""
+    end = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert end is not None
+    return end.si_code == os.CLD_KILLED and end.si_status == signal.SIGKILL
+
+
+def _kill(children: Sequence[int]) -> None:
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
 
 
 def _tell(descriptor: int, rank: int, value: int) -> None:

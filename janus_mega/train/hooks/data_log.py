@@ -15,9 +15,10 @@ import torch.distributed as dist
 from data_pipeline.errors import UserError
 from data_pipeline.schema import Hole
 from data_pipeline.stream.assemble import combine_digests
-from data_pipeline.stream.quarantine import Quarantine
+from data_pipeline.stream.quarantine import QUARANTINE_FILE, Quarantine
+from janus_mega.observe.lenient import Lenient, LenientLines
 from janus_mega.parallel.groups import ProcessGroups
-from janus_mega.parallel.messages import gather_bytes
+from janus_mega.parallel.messages import gather_bytes_on_rank_0
 from janus_mega.train.loop import StepEvent
 from janus_mega.train.order import DataOrder
 
@@ -31,9 +32,10 @@ class DataHook:
     def __init__(self, order: DataOrder, groups: ProcessGroups, run_dir: Path, log_every: int) -> None:
         self._order = order
         self._groups = groups
-        self._path = run_dir / BATCHES_FILE
+        self._lines = LenientLines(run_dir / BATCHES_FILE)
         self._log_every = log_every
         self._quarantine = Quarantine(run_dir, order.max_broken_samples) if groups.layout.rank == 0 else None
+        self._holes_kept = Lenient(str(run_dir / QUARANTINE_FILE))
         self._forget()
 
     def _forget(self) -> None:
@@ -63,11 +65,13 @@ class DataHook:
     def _write(self) -> None:
         told = _of_dp_ranks(json.dumps([self._digests, self._holes]).encode(), self._groups)
         ranks = [json.loads(content) for content in told]
-        if self._groups.layout.rank == 0 and self._steps:
-            with self._path.open("a", encoding="utf-8") as stream:
-                for at, step in enumerate(self._steps):
-                    rows = [bytes.fromhex(digest) for digests, _ in ranks for digest in digests[at]]
-                    stream.write(json.dumps({"step": step, "batch_hash": combine_digests(rows)}) + "\n")
+        if ranks and self._steps:
+            hashes = [
+                combine_digests([bytes.fromhex(digest) for digests, _ in ranks for digest in digests[at]])
+                for at in range(len(self._steps))
+            ]
+            lines = zip(self._steps, hashes, strict=True)
+            self._lines.append({"step": step, "batch_hash": batch_hash} for step, batch_hash in lines)
         self._forget()
         self._stop_if_exceeded([Hole(**fields) for _, holes in ranks for fields in holes])
 
@@ -75,7 +79,8 @@ class DataHook:
         """Rank 0 keeps the record, so it decides; all ranks stop together."""
         message = None
         if self._quarantine is not None:
-            self._quarantine.add(holes)
+            quarantine = self._quarantine
+            self._holes_kept.attempt(lambda: quarantine.add(holes))  # they count, written or not
             message = self._quarantine.exceeded()
         if self._any_stops(message is not None):
             raise UserError(message or "rank 0 stopped the run: too many broken samples, see its message")
@@ -90,9 +95,9 @@ class DataHook:
 
 
 def _of_dp_ranks(content: bytes, groups: ProcessGroups) -> list[bytes]:
-    """What every dp rank gives, by rank. Collective over: world (where dp is more than 1)."""
+    """What every dp rank gives, by rank, on rank 0; nothing elsewhere. Collective over: world (where dp is above 1)."""
     layout = groups.layout
     if layout.dp_size == 1:
-        return [content]
+        return [content] if layout.rank == 0 else []
     has_own = not (layout.tp_rank or layout.pp_rank)  # the others have the same rows
-    return [part for part in gather_bytes(content if has_own else b"", groups) if part]
+    return [part for part in gather_bytes_on_rank_0(content if has_own else b"", groups) if part]

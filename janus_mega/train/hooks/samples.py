@@ -19,6 +19,7 @@ from PIL import Image
 from data_pipeline.images import understanding_view
 from janus_mega.config.schema import SamplesConfig
 from janus_mega.infer.model import InferenceModel, load_trained
+from janus_mega.observe.lenient import Lenient, write_whole
 from janus_mega.observe.sinks import SinkGroup
 from janus_mega.observe.stopping import StopFlag
 from janus_mega.parallel.groups import ProcessGroups
@@ -54,6 +55,8 @@ class SamplesHook:
         self._config = config
         self._pictures = [read_picture(path) for path in config.questions]
         self._folder = run_dir / SAMPLES_DIR
+        self._weights = Lenient(f"samples in {self._folder}")
+        self._files = Lenient(f"files in {self._folder}")
         self._groups = groups
         self._sinks = sinks
         self._saver = saver
@@ -71,32 +74,36 @@ class SamplesHook:
         """The final checkpoint can be sampled at leisure."""
 
     def _sample(self, step: int) -> None:
-        device, is_first = self._groups.device, self._groups.layout.rank == 0
+        is_first = self._groups.layout.rank == 0
         # An attempt's own: an older one that is still alive must not write between these lines.
         scratch = self._folder / f"{_SCRATCH}{self._saver.own}"
         if is_first:
             for left_over in self._folder.glob(f"{_SCRATCH}*"):
                 if left_over.name <= scratch.name:
                     shutil.rmtree(left_over, ignore_errors=True)
-        dist.barrier()
+        dist.barrier(self._groups.host)
         try:
             checkpoint = self._saver.save_weights(scratch, step)
         except SaveFailed as error:  # a full disk, say; all ranks hear of it alike
             _log.error("step %d: nothing is sampled, the weights for it could not be written: %s", step, error)
             return
         if is_first:
-            # Building a model may draw from the generators that training draws from.
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                self._show(load_trained(checkpoint, device), step)
-            shutil.rmtree(scratch)
-        dist.barrier()
+            self._weights.attempt(lambda: self._use_up(scratch, checkpoint, step))  # the others wait for rank 0
+        dist.barrier(self._groups.host)
+
+    def _use_up(self, scratch: Path, checkpoint: Path, step: int) -> None:
+        device = self._groups.device
+        # Building a model may draw from the generators that training draws from.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            self._show(load_trained(checkpoint, device), step)
+        shutil.rmtree(scratch)
 
     def _show(self, model: InferenceModel, step: int) -> None:
         told: dict[str, object] = {"step": step}
         if self._config.captions:
             ids, pictures = model.draw(self._config.captions, guidance_scale=self._config.guidance_scale)
             grid = sheet(pictures)
-            Image.fromarray(grid).save(self._folder / f"step-{step:08d}.png")
+            self._files.attempt(lambda: Image.fromarray(grid).save(self._folder / f"step-{step:08d}.png"))
             use, entropy = code_use(ids, model.dialogue.geometry.codebook_size)
             self._sinks.image(step, "samples/drawings", grid)
             self._sinks.scalars(step, {"samples/codebook_use": use, "samples/code_entropy_bits": entropy})
@@ -114,4 +121,4 @@ class SamplesHook:
             ]
             self._sinks.text(step, "samples/answers", json.dumps(told["answers"], indent=1, ensure_ascii=False))
         content = json.dumps(told, indent=1, ensure_ascii=False)
-        (self._folder / f"step-{step:08d}.json").write_text(content + "\n", encoding="utf-8")
+        self._files.attempt(lambda: write_whole(self._folder / f"step-{step:08d}.json", content + "\n"))

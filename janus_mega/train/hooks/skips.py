@@ -1,6 +1,5 @@
 """Records the steps whose update was left out, and goes back when they are too many in a row."""
 
-import json
 import logging
 import math
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from janus_mega.config.schema import HealthConfig
 from janus_mega.engine.interface import StepResult
+from janus_mega.observe.lenient import LenientLines
 from janus_mega.train.health import Health
 from janus_mega.train.loop import StepEvent
 from janus_mega.train.order import DataOrder
@@ -33,7 +33,7 @@ class SkipHook:
         self._health = health
         self._config = config
         self._order = order
-        self._run_dir = run_dir
+        self._lines = None if run_dir is None else LenientLines(run_dir / SKIPPED_FILE)
         self._go_back = go_back
 
     def after_step(self, event: StepEvent) -> None:
@@ -71,16 +71,15 @@ class SkipHook:
         _log.warning("%s; going on with the weights of step %d and the data after step %d", what, found, event.step)
 
     def _record_batch(self, step: int, result: StepResult) -> None:
-        if self._run_dir is None:
+        if self._lines is None:
             return
         values = {"loss": result.loss, "grad_norm": result.grad_norm}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._record({"step": step, "why": result.skipped, **finite, "samples": self._order.samples(step)})
 
     def _record(self, entry: dict[str, object]) -> None:
-        if self._run_dir is not None:
-            with (self._run_dir / SKIPPED_FILE).open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(entry) + "\n")
+        if self._lines is not None:
+            self._lines.append([entry])
 
     def at_end(self, step: int) -> None:
         """Nothing is left to do."""

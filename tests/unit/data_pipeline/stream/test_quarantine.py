@@ -8,6 +8,7 @@ import pytest
 from data_pipeline.errors import UserError
 from data_pipeline.schema import Hole
 from data_pipeline.stream.quarantine import QUARANTINE_FILE, Quarantine, read_quarantine
+from tests.support.full_disk import largest_file
 
 HOLE = Hole(
     source="text", shard="/data/0.tar", offset=512, uid="0" * 32, row=17, step=2, reason="checksum", message="bad ö"
@@ -75,3 +76,13 @@ def test_the_budget_is_told_in_one_line(run_dir):
     for part in (str(run_dir / QUARANTINE_FILE), "1 broken", "data.max_broken_samples=0", "janus-mega data verify"):
         assert part in message
     assert "\n" not in message
+
+
+def test_holes_that_a_full_disk_did_not_take_count_and_are_written_later(run_dir):
+    quarantine = Quarantine(run_dir, budget=2)
+    quarantine.add(holes(1))
+    with largest_file((run_dir / QUARANTINE_FILE).stat().st_size + 10), pytest.raises(OSError, match="too large"):
+        quarantine.add(holes(3))
+    assert quarantine.exceeded()
+    quarantine.add([])
+    assert read_quarantine(run_dir) == quarantine.holes == holes(3)

@@ -1,6 +1,8 @@
 """The checkpoint to go on from: found by all ranks together, damaged ones passed over, nothing begun over lost work."""
 
+import errno
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from janus_mega.checkpoint import finding
+from janus_mega.checkpoint import finding, tensor_file
+from janus_mega.checkpoint import format as format_module
 from janus_mega.checkpoint.claim import claim
 from janus_mega.checkpoint.finding import Seekers, find_newest, note_published, why_not_from_scratch
-from janus_mega.checkpoint.format import UnknownSchema
+from janus_mega.checkpoint.format import MANIFEST_FILE, UnknownSchema
 from janus_mega.checkpoint.manager import Ranks, save_checkpoint
 from janus_mega.checkpoint.state import TrainState
 from janus_mega.parallel.slices import Slice
@@ -110,13 +113,13 @@ def test_all_ranks_pass_over_what_one_finds_damaged(
 
 def test_content_is_hashed_once_over_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     newest = save(tmp_path, 4)
-    hashed, real = [], finding.find_file_damage
+    hashed, real = [], finding.check_file
 
     def counted(directory, manifest, name):
         hashed.append(name)
         return real(directory, manifest, name)
 
-    monkeypatch.setattr(finding, "find_file_damage", counted)
+    monkeypatch.setattr(finding, "check_file", counted)
     assert find(tmp_path) == [newest] * WORLD
     files = [path.relative_to(newest).as_posix() for path in newest.rglob("*") if path.is_file()]
     assert sorted(hashed) == sorted(set(files) - {"manifest.json"})
@@ -134,6 +137,51 @@ def test_a_checkpoint_of_a_newer_version_is_not_passed_over(tmp_path: Path, monk
     real = finding.read_manifest
     monkeypatch.setattr(finding, "read_manifest", read)
     assert [type(error) for error in find(tmp_path)] == [UnknownSchema] * WORLD
+
+
+def refusing(module, monkeypatch: pytest.MonkeyPatch, victim: Path, code: int, times: int) -> list[int]:
+    """Lets the system refuse a file so many times; returns what grows with each."""
+    refused: list[int] = []
+    real = module.open_regular
+
+    def open_or_refuse(path):
+        if path == victim and len(refused) < times:
+            refused.append(code)
+            raise OSError(code, os.strerror(code), str(path))
+        return real(path)
+
+    monkeypatch.setattr(module, "open_regular", open_or_refuse)
+    return refused
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EMFILE, errno.ENOENT])
+@pytest.mark.parametrize(
+    ("module", "name"), [(tensor_file, "tensors-00002.safetensors"), (format_module, MANIFEST_FILE)]
+)
+def test_a_file_that_is_refused_for_a_moment_costs_no_checkpoint(
+    code: int, module, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 2)
+    newest = save(tmp_path, 4)
+    refused = refusing(module, monkeypatch, newest / name, code, 2)
+    assert find(tmp_path) == [newest] * WORLD
+    assert refused == [code] * 2
+
+
+def test_a_file_that_stays_refused_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, newest = save(tmp_path, 2), save(tmp_path, 4)
+    refused = refusing(tensor_file, monkeypatch, newest / "tensors-00002.safetensors", errno.EIO, 99)
+    assert find(tmp_path) == [good] * WORLD
+    assert len(refused) >= 3
+
+
+def test_bytes_that_are_others_are_not_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, newest = save(tmp_path, 2), save(tmp_path, 4)
+    flip(newest / "tensors-00001.safetensors")
+    pauses: list[float] = []
+    monkeypatch.setattr(finding.time, "sleep", pauses.append)
+    assert find(tmp_path) == [good] * WORLD
+    assert pauses == []
 
 
 def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:

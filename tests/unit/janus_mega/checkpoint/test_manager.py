@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import pickle
 import random
 import shutil
@@ -15,7 +16,8 @@ from safetensors.torch import load_file
 from data_pipeline.errors import UserError
 from janus_mega.checkpoint import format as format_module
 from janus_mega.checkpoint import manager, tensor_file
-from janus_mega.checkpoint.claim import claim
+from janus_mega.checkpoint.claim import claim, unclaimed
+from janus_mega.checkpoint.disk import Disk
 from janus_mega.checkpoint.format import find_damage, rank_file
 from janus_mega.checkpoint.manager import (
     find_latest,
@@ -233,3 +235,32 @@ def test_leftovers_of_a_killed_save_are_ignored_and_replaced(tmp_path: Path) -> 
     assert find_latest(tmp_path) is None
     assert save_checkpoint(mine, rows_of(0, 1), state(1)) == find_latest(tmp_path) == tmp_path / "step-00000001"
     assert list(mine.directory.iterdir()) == []
+
+
+class Holding(Disk):
+    """Somebody has a file open in these folders, so they cannot be removed, under whatever name."""
+
+    def __init__(self, *held: Path) -> None:
+        self.held = {path.stat().st_ino for path in held}
+
+    def remove_directory(self, path: Path) -> None:
+        if path.stat().st_ino in self.held:
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        super().remove_directory(path)
+
+
+@pytest.mark.parametrize("left_over", ["step-00000001", "step-00000002"])
+@pytest.mark.parametrize("place_of", [claim, unclaimed])
+def test_leftovers_that_cannot_be_removed_are_not_in_the_way(left_over: str, place_of, tmp_path: Path) -> None:
+    mine = place_of(tmp_path)
+    held, other = mine.directory / left_over, mine.directory / "step-00000000"
+    held.mkdir(parents=True)
+    other.mkdir()
+    disk, place = Holding(held), mine if mine.number else tmp_path
+    for step in (2, 4):
+        saved = save_checkpoint(place, rows_of(0, 1), state(step), disk=disk)
+        assert saved == find_latest(tmp_path) == tmp_path / f"step-{step:08d}"
+    (left,) = mine.directory.iterdir()
+    assert left.name == left_over if left_over == "step-00000001" else left.name.startswith(f".trash-{left_over}-")
+    save_checkpoint(place, rows_of(0, 1), state(6))
+    assert not mine.directory.exists() or list(mine.directory.iterdir()) == []

@@ -72,13 +72,13 @@ def test_what_was_just_written_is_not_read_again(tmp_path: Path, monkeypatch: py
     for step in (1, 2, 3):
         saved = save_one(tmp_path, step)
     hashed: list[str] = []
-    find = checkpoint_format.find_file_damage
+    check = checkpoint_format.check_file
 
-    def count(directory: Path, manifest: object, name: str, *, content: bool = True) -> str | None:
+    def count(directory: Path, manifest: object, name: str, *, content: bool = True) -> None:
         hashed.extend([f"{directory.name}/{name}"] * content)
-        return find(directory, manifest, name, content=content)  # type: ignore[arg-type]
+        check(directory, manifest, name, content=content)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(checkpoint_format, "find_file_damage", count)
+    monkeypatch.setattr(checkpoint_format, "check_file", count)
     assert len(apply_retention(tmp_path, 2, written=saved)) == 1 and hashed == []
     assert len(apply_retention(tmp_path, 1)) == 1
     assert hashed and all(name.startswith("step-00000003/") for name in hashed)

@@ -9,6 +9,7 @@ import pytest
 
 from janus_mega.observe import attempts
 from janus_mega.observe.attempts import recorded_attempt
+from tests.support.full_disk import fill
 
 
 def read(run_dir: Path, number: int, name: str) -> dict:
@@ -86,3 +87,32 @@ def test_an_end_that_was_meant_is_told_in_words(run_dir: Path) -> None:
     with pytest.raises(Stopped), recorded_attempt(run_dir, enabled=True):
         raise Stopped("step 7 is saved")
     assert read(run_dir, 1, "command.json")["outcome"] == "Stopped: step 7 is saved"
+
+
+def fill_attempt(run_dir: Path) -> None:
+    directory = run_dir / "attempts/0001"
+    fill(directory / "spans.jsonl")
+    fill(directory / "command.json.tmp")
+
+
+def test_a_full_disk_leaves_the_end_as_it_is(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Stopped(Exception):
+        exit_code = 75
+
+    def train() -> None:
+        with recorded_attempt(run_dir, enabled=True) as attempt, attempt.span("train"):
+            fill_attempt(run_dir)
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train()
+    assert read(run_dir, 1, "command.json")["ended_s"] is None
+    told = [record.getMessage().split(": could not be written")[0] for record in caplog.records]
+    assert [Path(what).name for what in told] == ["spans.jsonl", "command.json"]
+
+
+def test_a_full_disk_makes_no_failure_of_a_run_that_is_done(run_dir: Path) -> None:
+    with recorded_attempt(run_dir, enabled=True) as attempt:
+        fill_attempt(run_dir)
+        with attempt.span("train"):
+            pass

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from data_pipeline.errors import UserError
 from janus_mega.observe.sinks import EVENTS_DIR, METRICS_FILE, open_sinks, read_metrics
+from tests.support.full_disk import fill, largest_file
 
 
 def test_lines_are_appended_over_restarts_and_survive_a_cut(tmp_path):
@@ -84,3 +86,47 @@ def test_texts_go_to_tensorboard(tmp_path):
     events = EventAccumulator(str(tmp_path / EVENTS_DIR)).Reload()
     (text,) = events.Tensors("answers/text_summary")
     assert text.tensor_proto.string_val == [b"a seven"]
+
+
+def test_a_full_disk_costs_lines_and_no_run(tmp_path, caplog):
+    fill(tmp_path / METRICS_FILE)
+    with open_sinks(tmp_path, tensorboard=False) as sinks:
+        for step in (1, 2, 3):
+            sinks.scalars(step, {"loss": 1.0})
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert str(tmp_path / METRICS_FILE) in said and "No space left on device" in said
+
+
+def test_a_place_that_takes_no_file_is_told_at_the_start(tmp_path):
+    (tmp_path / METRICS_FILE).mkdir()
+    with pytest.raises(IsADirectoryError):
+        open_sinks(tmp_path, tensorboard=False)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_tensorboard_goes_on_in_a_new_file_once_there_is_room(tmp_path, caplog):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with open_sinks(tmp_path, tensorboard=True) as sinks:
+        sinks.scalars(1, {"loss": 1.0})
+        with largest_file(1000):
+            for step in range(2, 8):
+                sinks.text(step, "answers", "x" * 2000)
+                time.sleep(0.05)  # a thread writes it, and fails
+        sinks.scalars(9, {"loss": 0.5})
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2 and "TensorBoard" in said[0] and "written again" in said[1]
+    assert len(list((tmp_path / EVENTS_DIR).iterdir())) == 2
+    assert [event.step for event in EventAccumulator(str(tmp_path / EVENTS_DIR)).Reload().Scalars("loss")] == [1, 9]
+    assert [row["loss"] for row in read_metrics(tmp_path)] == [1.0, 0.5]
+
+
+def test_a_sink_that_cannot_be_closed_leaves_the_error_of_the_run(tmp_path, monkeypatch):
+    def finish():
+        raise ConnectionError
+
+    package = SimpleNamespace(init=lambda **options: SimpleNamespace(finish=finish))
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    monkeypatch.setattr("janus_mega.observe.sinks.find_spec", lambda name: package)
+    with pytest.raises(KeyError), open_sinks(tmp_path, tensorboard=False, wandb="project"):
+        raise KeyError

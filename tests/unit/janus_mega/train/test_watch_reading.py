@@ -1,0 +1,38 @@
+"""Whoever lives counts as alive, however long it takes to read what all ranks tell."""
+
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from janus_mega.config.schema import HealthConfig
+from janus_mega.observe.pulse import Pulse
+from janus_mega.train import watch
+from janus_mega.train.watch import Watch
+
+TIMEOUT_S = 0.3
+READING_S = 0.4  # longer than a rank is given to beat
+
+
+@pytest.mark.parametrize(
+    ("beats", "reports"), [(itertools.count(), 0), (itertools.repeat(1), 1)], ids=["lives", "dead"]
+)
+def test_a_slow_rank_is_waited_for_where_reading_is_slow_too(
+    beats: Any, reports: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_LIVE_S", 0.1)
+    pulse = Pulse()
+    pulse.is_long_phase = False
+    watching = Watch(pulse, HealthConfig(hang_timeout_s=TIMEOUT_S), tmp_path, None)
+
+    def read_all() -> dict[int, dict[str, Any]]:
+        told = {"rank": 1, "beat": next(beats), "waits_in": "", "without_progress_s": 0.0, "limit_s": 9.0}
+        time.sleep(READING_S)
+        return {1: told}
+
+    monkeypatch.setattr(watching._heartbeat, "read_all", read_all)
+    with watching:
+        time.sleep(6 * READING_S)
+    assert len(list(tmp_path.glob("hang-*.json"))) == reports
