@@ -50,7 +50,8 @@ def read_steps(run_dir: Path) -> Steps:
         path = run_dir / file
         if not path.exists():
             continue
-        for line in path.read_text(encoding="utf-8").splitlines():
+        *lines, _ = path.read_text(encoding="utf-8").split("\n")  # a kill may leave half a line
+        for line in lines:
             row = json.loads(line)
             values = {name: value for name, value in row.items() if name != "step" and not is_of_machine(name)}
             steps.setdefault(int(row["step"]), {}).update(values)

@@ -141,7 +141,7 @@ def _digests_of_whole(file: TensorFile, sha256: str) -> Digests:
     try:
         digests = file.digests(whole)
     except OSError as error:
-        raise damaged(file.path, error.strerror or str(error)) from None
+        raise damaged(file.path, error) from None
     if whole.hexdigest() != sha256:
         raise damaged(file.path, "bytes do not match the manifest's SHA-256")
     return digests

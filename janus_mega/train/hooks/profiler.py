@@ -4,11 +4,13 @@ Every rank writes its own file: what one of them waits for shows in another's. T
 ends, so it holds loading too.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from janus_mega.observe.lenient import Lenient
 from janus_mega.train.loop import StepEvent
 
 PROFILE_DIR = "profile"
@@ -45,6 +47,9 @@ class ProfilerHook:
     def _stop(self) -> None:
         if self._profile is not None:
             self._profile.stop()
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._profile.export_chrome_trace(str(self._path))
+            Lenient(str(self._path)).attempt(partial(self._write, self._profile))
             self._profile = None
+
+    def _write(self, recorded: profile) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        recorded.export_chrome_trace(str(self._path))

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from janus_mega.engine.replicas import Replicas
+from janus_mega.observe.lenient import Lenient, write_whole
 from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.parallel.messages import gather_bytes
 from janus_mega.train.exits import ReplicasDiffer
@@ -63,7 +64,7 @@ class ReplicaHook:
         if rank == 0:
             report = {"time": time.time(), "step": self._step + 1, "equal_after_step": self._equal_at,
                       "suspect_steps": suspect if suspect[0] <= suspect[1] else [], "ranks": ranks}  # fmt: skip
-            path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+            Lenient(str(path)).attempt(lambda: write_whole(path, json.dumps(report, indent=1)))
         who = "; ".join(f"rank {told['rank']} on {told['host']}: {_names(told['parameters'])}" for told in ranks)
         since = f"steps {suspect[0]} to {suspect[1]} are suspect" if suspect[0] <= suspect[1] else "no step is suspect"
         raise ReplicasDiffer(

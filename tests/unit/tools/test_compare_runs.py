@@ -51,6 +51,13 @@ def test_a_resumed_run_counts_its_later_lines(tmp_path: Path) -> None:
     assert differences(read_steps(a), read_steps(b), rtol=0.0) == []
 
 
+def test_half_a_line_that_a_kill_left_does_not_count(tmp_path: Path) -> None:
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    with (b / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('{"step": 3, "lo')
+    assert differences(read_steps(a), read_steps(b), rtol=0.0) == []
+
+
 def test_what_the_machine_decides_is_left_out() -> None:
     machine = ["time_s", "seconds/data", "tokens_per_second", "mfu/palm", "memory/peak_gib", "TFLOP_s"]
     training = ["loss", "loss/text", "grad_norm", "lr", "amount/images", "batch_hash"]

@@ -12,8 +12,10 @@ import torch
 from janus_mega.config.schema import HealthConfig, SamplesConfig
 from janus_mega.engine.interface import StepResult
 from janus_mega.observe.sinks import SinkGroup
+from janus_mega.train.exits import ReplicasDiffer
 from janus_mega.train.health import Health
 from janus_mega.train.hooks import samples as samples_module
+from janus_mega.train.hooks.replicas import ReplicaHook
 from janus_mega.train.hooks.samples import SAMPLES_DIR, SamplesHook
 from janus_mega.train.hooks.skips import SKIPPED_FILE, SkipHook
 from janus_mega.train.loop import StepEvent
@@ -82,3 +84,15 @@ def test_samples_reach_the_other_ranks(broken: str, tmp_path: Path, monkeypatch:
     assert barriers == ["host", "host"]  # rank 0 may draw for longer than collectives of the device wait
     assert ("samples/drawings" in sink.names) == (broken != "reading")
     assert (folder / "step-00000001.json").exists() == (broken == "removing")
+
+
+def test_ranks_that_differ_are_named_without_a_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    odd = [SimpleNamespace(parameter="decoder.weight", why="of 2 copies one differs")]
+    replicas: Any = SimpleNamespace(
+        differ=lambda: True, find_odd=lambda: odd, note_published=lambda: None, engine=SimpleNamespace()
+    )
+    groups: Any = SimpleNamespace(layout=SimpleNamespace(rank=0, world_size=1))
+    hook = ReplicaHook(replicas, groups, every=4, run_dir=tmp_path / "gone", first_step=8)
+    with pytest.raises(ReplicasDiffer, match="rank 0 on .*decoder.weight"):
+        hook.look(is_refused=True)
+    assert "could not be written" in caplog.text

@@ -53,6 +53,13 @@ def test_the_window_is_written_once_it_was_entered(completed: int, last: int, is
         assert "traceEvents" in json.loads(path.read_text())
 
 
+def test_a_trace_that_cannot_be_written_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "profile").write_text("a file where the folder would be")
+    hook = ProfilerHook(tmp_path, 0, (1, 1), 0)
+    hook.after_step(event(1))
+    assert "steps-1-1-rank-0.json: could not be written" in caplog.text
+
+
 def test_garbage_is_collected_at_given_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
     collected: list[int] = []
     hook = CollectionHook(every=3)
