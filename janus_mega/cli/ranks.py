@@ -31,7 +31,8 @@ def on_ranks(fn: Callable[[Any], Any], config: Any, ranks: int, torch_threads: i
     """Calls `fn(config)` here, or in `ranks` forked processes; `torch_threads` 0 leaves torch's default to one rank.
 
     Raises:
-        UserError: Some rank met bad input; the message is that of the first rank that said so.
+        UserError: Some rank met bad input; the message is that of the first rank that said so. Or ranks would be forked
+            on a machine with GPUs.
         RunEnded: The ranks ended otherwise than done; carries the most telling of their exit codes.
     """
     import torch
@@ -46,6 +47,13 @@ def on_ranks(fn: Callable[[Any], Any], config: Any, ranks: int, torch_threads: i
         setup_logging(int(os.environ.get("RANK", "0")))
         fn(config)
         return
+    # Counted by the driver's management library: asking CUDA itself would start it here, and forks could not use it.
+    if num_gpus := torch.cuda.device_count():
+        raise UserError(
+            f"--ranks {ranks} forks ranks that compute on the CPU, and {num_gpus} GPUs are visible; start one rank per "
+            f"GPU with torchrun --standalone --nproc_per_node={num_gpus} -m janus_mega.cli.main ..., or hide them with "
+            'CUDA_VISIBLE_DEVICES=""'
+        )
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="janus_mega_") as folder:
         codes = codes_of_ranks(

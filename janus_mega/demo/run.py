@@ -71,12 +71,13 @@ def run_demo(run_dir: Path, *, short: bool = False, seed: int = 0) -> DemoResult
 
 
 def _import_libraries() -> None:
-    """Imports once what all forked ranks use, and keeps this process to one thread.
+    """Imports once what all forked ranks use, and keeps this process to one thread and to the CPU.
 
     Raises:
         UserError: scikit-learn is missing.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}  # DeepSpeed starts CUDA when it is imported
     try:
         import sklearn  # noqa: F401
     except ImportError as error:

@@ -95,12 +95,7 @@ class MegatronEngine(ScheduledEngine):
     def create_moments(self, step: int) -> None:
         """Makes AdamW look as after `step` updates, with moments of zero."""
         for part in self._parts():
-            for group in part.optimizer.param_groups:
-                for master in group["params"]:
-                    state = part.optimizer.state[master]
-                    state["step"] = torch.tensor(float(step))
-                    for moment in MOMENTS:
-                        state[moment] = torch.zeros_like(master)
+            _create_moments(part.optimizer, step)
 
     def publish_weights(self) -> None:
         """Copies the fp32 weights into the parameters of all dp ranks. Collective over: dp."""
@@ -113,6 +108,24 @@ class MegatronEngine(ScheduledEngine):
     def _parts(self) -> list[Any]:
         """megatron's optimizers of this rank; one without parameters has nothing to tell."""
         return [part for part in self.optimizer.chained_optimizers if not part.is_stub_optimizer]
+
+
+def _create_moments(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Moments of zero as after `step` updates, which torch counts per parameter and fused kernels per group.
+
+    TransformerEngine's and apex's AdamW, which megatron prefers where they are installed, correct their moments by the
+    group's count and begin at 1 where there is none.
+    """
+    counts_per_parameter = isinstance(optimizer, torch.optim.Adam)  # AdamW is one
+    for group in optimizer.param_groups:
+        if not counts_per_parameter:
+            group["step"] = step
+        for master in group["params"]:
+            state = optimizer.state[master]
+            if counts_per_parameter:
+                state["step"] = torch.tensor(float(step))
+            for moment in MOMENTS:
+                state[moment] = torch.zeros_like(master)
 
 
 def _norm_on_device(

@@ -32,13 +32,18 @@ class BlockConfig(TransformerConfig):
     """See `fp32_sums`."""
 
 
+def compute_dtype(parallel: ParallelConfig) -> torch.dtype:
+    """What the layers compute in."""
+    return torch.bfloat16 if parallel.precision == Precision.bf16 else torch.float32
+
+
 def transformer_config(
     backbone: BackboneConfig, parallel: ParallelConfig, layer_counts: Sequence[int] = ()
 ) -> BlockConfig:
     """megatron's configuration of our backbone and layout; `layer_counts` as `derive.layer_counts` gives them (equal
     shares if left out)."""
     is_interleaved = parallel.virtual_pp_size > 1
-    dtype = torch.bfloat16 if parallel.precision == Precision.bf16 else torch.float32
+    dtype = compute_dtype(parallel)
     recompute: dict[Recompute, dict[str, Any]] = {
         Recompute.none: {},
         Recompute.selective: {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
@@ -72,6 +77,9 @@ def transformer_config(
         # of both directions meet and are silently exchanged.
         overlap_p2p_comm=is_interleaved,
         batch_p2p_comm=not is_interleaved,
+        # The host need not wait after a message, as for torch 1, whose requests could miss the batch (pytorch#82450):
+        # they hold up the stream, and in its order what came is used and what was sent is freed.
+        batch_p2p_sync=False,
         sequence_parallel=parallel.sequence_parallel,
         tp_sums_in_fp32=parallel.tp_sums_in_fp32,
         params_dtype=dtype,

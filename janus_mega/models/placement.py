@@ -44,10 +44,11 @@ class PlacedBatch:
     """[m, p, e]: what the frozen understanding encoder makes of `pixel_values`, where it ran ahead."""
 
 
-def place_batch(batch: Mapping[str, Tensor], device: torch.device) -> PlacedBatch:
+def place_batch(batch: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype = torch.float32) -> PlacedBatch:
     """Turns a Batch (data_pipeline.schema.BATCH_KEYS, on the CPU) into a PlacedBatch on `device`.
 
-    Ids travel in 32 bits and are widened there, because indexing wants 64.
+    Ids travel in 32 bits and are widened there, because indexing wants 64. `dtype` is what the layers compute in: it
+    decides which attention the documents are prepared for.
     """
     num_rows, seq_len = batch["input_ids"].shape
     kind, head, task = (batch[key].flatten() for key in ("token_kind", "label_head", "label_task"))
@@ -66,7 +67,7 @@ def place_batch(batch: Mapping[str, Tensor], device: torch.device) -> PlacedBatc
     return PlacedBatch(
         text_ids=widened(text_ids),
         position_ids=widened(batch["position_ids"].t().contiguous()),
-        documents=document_spans(batch["cu_seqlens"], num_rows, seq_len, device),
+        documents=document_spans(batch["cu_seqlens"], num_rows, seq_len, device, dtype),
         pixel_values=batch["pixel_values"].to(device, non_blocking=True),
         understanding_index=flat(torch.nonzero(kind == TokenKind.image_und).squeeze(1)),
         generation_index=flat(generated),

@@ -2,8 +2,9 @@
 
 Used where a few gloo ranks live for seconds (layout checks, stages of a small run, tests): importing torch, megatron
 and DeepSpeed costs seconds a process, a fork costs milliseconds. The forking process must not have run multi-threaded
-torch operations (its OpenMP pool would be dead in the children); ranks set their own number of threads. Real jobs are
-started by torchrun or srun.
+torch operations (its OpenMP pool would be dead in the children); ranks set their own number of threads. They compute on
+the CPU: a process that has touched CUDA cannot be forked, and gloo carries no tensors of a GPU. Real jobs are started
+by torchrun or srun.
 """
 
 import multiprocessing
@@ -147,6 +148,7 @@ def _rank_main(
     rank: int, world_size: int, store: str, timeout_s: float, torch_threads: int, fn: Callable[..., Any], args: Any
 ) -> None:
     torch.set_num_threads(torch_threads)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     dist.init_process_group(
         "gloo",

@@ -1,7 +1,8 @@
 """The random generators of a rank as tensors: torch's, CUDA's, megatron's tracker's, numpy's and Python's.
 
-Tensors and integers only, so that nothing is unpickled. A rank of another layout than the one that saved has no
-generators to go on with; it draws from seeds that are a function of the run's seed, the step and its place.
+Tensors and integers only, so that nothing is unpickled. A rank of another layout than the one that saved, or on another
+kind of device, has no generators to go on with; it draws from seeds that are a function of the run's seed, the step and
+its place.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from janus_mega.parallel.layout import Layout
 
+_CUDA = "cuda"
 _TRACKER = "megatron."
 
 
@@ -24,17 +26,22 @@ def generator_states() -> dict[str, Tensor]:
     """States of all generators of this process by name, on the CPU."""
     states = {"torch": torch.get_rng_state(), "python": _python_state(), "numpy": _numpy_state()}
     if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
+        states[_CUDA] = torch.cuda.get_rng_state()
     tracked = megatron_random.get_cuda_rng_tracker().get_states()
     return states | {_TRACKER + name: state.cpu().clone() for name, state in tracked.items()}
 
 
+def has_cuda_states(states: Mapping[str, Tensor]) -> bool:
+    """Whether `generator_states` gave these on CUDA; megatron's tracker keeps states of that device's kind."""
+    return _CUDA in states
+
+
 def restore_generators(states: Mapping[str, Tensor]) -> None:
-    """Puts back what `generator_states` gave; generators that it does not name stay as they are."""
+    """Puts back what `generator_states` gave on such a device; generators that it does not name stay as they are."""
     if "torch" in states:
         torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    if _CUDA in states:
+        torch.cuda.set_rng_state(states[_CUDA])
     if "python" in states:
         version, *words, has_next, bits = states["python"].tolist()
         random.setstate((version, tuple(words), _float_of(bits) if has_next else None))

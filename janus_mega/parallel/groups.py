@@ -5,6 +5,8 @@ elsewhere name the axis they run over through a field of `ProcessGroups`.
 """
 
 import os
+import resource
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,9 +15,12 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import random as megatron_random
 
+from data_pipeline.errors import UserError
 from janus_mega.parallel.layout import Layout, make_layout
 from janus_mega.parallel.platform import device_of_rank, use_cpu_platform
 
+COLLECTIVE_TIMEOUT_S = 1800.0
+"""How long a collective may take before torch ends the rank; see `timeout_behind`."""
 DISK_TIMEOUT_S = 3600.0
 """How long ranks wait for the slowest of them to write or to verify files before they give up."""
 
@@ -37,15 +42,32 @@ class ProcessGroups:
     """All ranks over gloo, for numbers that live on the host: nobody waits for a device."""
 
 
-def init_distributed(timeout_s: float = 600.0, init_method: str = "env://") -> None:
-    """Joins the job that torchrun or srun started (one rank alone if neither did). Collective over: world."""
+def timeout_behind(hang_timeout_s: float) -> float:
+    """Of collectives: longer than a watchdog with this limit waits, which names the rank that is the cause first."""
+    return max(COLLECTIVE_TIMEOUT_S, 2 * hang_timeout_s)
+
+
+def init_distributed(timeout_s: float = COLLECTIVE_TIMEOUT_S, init_method: str = "env://") -> None:
+    """Joins the job that torchrun or srun started (one rank alone if neither did). Collective over: world.
+
+    Raises:
+        UserError: it cannot be told which GPU is this rank's.
+    """
+    _raise_open_files()
     if dist.is_initialized():
         return
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    os.environ.setdefault("LOCAL_RANK", str(rank))  # DeepSpeed asks for it even where a rank is alone
     has_cuda = torch.cuda.is_available()
+    if has_cuda and world_size > 1 and "LOCAL_RANK" not in os.environ:
+        raise UserError(
+            f"rank {rank} of {world_size} has no LOCAL_RANK, so its GPU is not known; start ranks with torchrun or "
+            "srun, or set LOCAL_RANK to the number of each rank on its machine"
+        )
+    os.environ.setdefault("LOCAL_RANK", str(rank))  # DeepSpeed asks for it even where a rank is alone
     if has_cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        device = device_of_rank(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed takes it for the number of the device
     store = dist.HashStore() if world_size == 1 and "MASTER_ADDR" not in os.environ else None
     dist.init_process_group(
         "nccl" if has_cuda else "gloo",
@@ -57,14 +79,28 @@ def init_distributed(timeout_s: float = 600.0, init_method: str = "env://") -> N
     )
 
 
-def build_groups(tp_size: int, pp_size: int, seed: int = 0, virtual_pp_size: int = 1) -> ProcessGroups:
-    """Cuts the joined job into tp x pp x dp and seeds megatron's generators. Collective over: world.
+def _raise_open_files() -> None:
+    """As many open files as this process may have: every rank keeps sockets to its peers, once per group."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # where the system forbids it, what was allowed before stays
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def build_groups(
+    tp_size: int,
+    pp_size: int,
+    seed: int = 0,
+    virtual_pp_size: int = 1,
+    timeout_s: float = COLLECTIVE_TIMEOUT_S,
+) -> ProcessGroups:
+    """Cuts the joined job into tp x pp x dp and seeds torch's and megatron's generators. Collective over: world.
 
     Args:
         tp_size: tensor-parallel ranks.
         pp_size: pipeline ranks.
-        seed: of megatron's generators.
+        seed: of the generators.
         virtual_pp_size: chunks per pipeline rank; megatron picks its schedule by it.
+        timeout_s: of collectives over tp, pp and dp.
 
     Raises:
         UserError: tp_size * pp_size does not divide the world.
@@ -77,7 +113,10 @@ def build_groups(tp_size: int, pp_size: int, seed: int = 0, virtual_pp_size: int
         tensor_model_parallel_size=tp_size,
         pipeline_model_parallel_size=pp_size,
         virtual_pipeline_model_parallel_size=virtual_pp_size if virtual_pp_size > 1 else None,
+        distributed_timeout_minutes=timeout_s / 60,
+        create_gloo_process_groups=False,  # megatron's checkpoints use them, ours do not
     )
+    torch.manual_seed(seed)  # also the host's generator, which megatron leaves alone where there is CUDA
     megatron_random.model_parallel_cuda_manual_seed(seed)
     timeout = timedelta(seconds=DISK_TIMEOUT_S)
     return ProcessGroups(

@@ -6,11 +6,14 @@ CPU. It is called when groups are built and no CUDA device exists, never on impo
 with CUDA. Whoever meets a new `torch.cuda` call in megatron adds it here, with the reason.
 """
 
+import os
 import types
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from data_pipeline.errors import UserError
 
 _CPU = torch.device("cpu")
 
@@ -27,8 +30,26 @@ class _TorchWithCpuLiterals(types.ModuleType):
 
 
 def device_of_rank(local_rank: int) -> torch.device:
-    """The device a rank computes on: its CUDA device if there is one, else the CPU."""
-    return torch.device("cuda", local_rank) if torch.cuda.is_available() else _CPU
+    """The device a rank computes on: its CUDA device if there is one, else the CPU.
+
+    Args:
+        local_rank: number among the ranks of this machine. A rank that was given one device of its own sees it as the
+            first, whatever its number.
+
+    Raises:
+        UserError: there are fewer devices here than ranks.
+    """
+    if not torch.cuda.is_available():
+        return _CPU
+    num_devices = torch.cuda.device_count()
+    if local_rank < num_devices:
+        return torch.device("cuda", local_rank)
+    # torchrun says how many ranks it has started here, and all of them see the same devices.
+    if num_devices > 1 or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"rank {local_rank} of this machine has no GPU of its own, {num_devices} are visible; start a rank per GPU"
+        )
+    return torch.device("cuda", 0)
 
 
 def use_cpu_platform() -> None:

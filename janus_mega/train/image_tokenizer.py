@@ -22,7 +22,7 @@ from janus_mega.models.losses import task_denominators
 from janus_mega.models.sharding import ShardedParameter
 from janus_mega.models.vision.image_tokenizer import build_vq, save_image_tokenizer
 from janus_mega.models.vision.vq_training import MODULE, TASKS, build_vq_chunk, fresh_weights
-from janus_mega.parallel.groups import ProcessGroups, build_groups, init_distributed
+from janus_mega.parallel.groups import ProcessGroups, build_groups, init_distributed, timeout_behind
 from janus_mega.train.janus import prepare_run_dir
 from janus_mega.train.order import FixedOrder
 from janus_mega.train.run import run
@@ -138,9 +138,10 @@ def train_image_tokenizer(config: TokenizerRunConfig, *, fresh: bool = False) ->
     workload = ImageTokenizerWorkload(config)
     with started(Path(config.run_dir), config.health.stop_grace_s, fresh=fresh) as start:
         with start.attempt.span("join"), Watch(start.pulse, config.health, Path(config.run_dir), None):
-            init_distributed()
+            timeout_s = timeout_behind(config.health.hang_timeout_s)
+            init_distributed(timeout_s)
             start.strike("init")
-            groups = build_groups(1, 1, config.seed)
+            groups = build_groups(1, 1, config.seed, timeout_s=timeout_s)
             prepare_run_dir(Path(config.run_dir), config, groups)
         with start.attempt.span("run"):
             checkpoint = run(workload, recipe_of(config), groups, start)
@@ -148,7 +149,7 @@ def train_image_tokenizer(config: TokenizerRunConfig, *, fresh: bool = False) ->
         with start.attempt.span("export"):
             if groups.layout.rank == 0:
                 export_image_tokenizer(checkpoint, config, path)
-            dist.barrier()
+            dist.barrier(groups.host)
     return path
 
 

@@ -19,6 +19,7 @@ from janus_mega.config import derive
 from janus_mega.config.load import dump, save
 from janus_mega.config.schema import RunConfig
 from janus_mega.config.validate import validate_run
+from janus_mega.models.backbone import compute_dtype
 from janus_mega.models.encode_ahead import prepare_with
 from janus_mega.models.init import initialize
 from janus_mega.models.janus import MODULE_ATTRIBUTES, build_chunks
@@ -27,7 +28,7 @@ from janus_mega.models.placement import TASKS, PlacedBatch, count_labels, place_
 from janus_mega.models.sharding import ShardedParameter
 from janus_mega.models.vision.image_tokenizer import load_image_tokenizer
 from janus_mega.observe.throughput import StepCounts, step_flops
-from janus_mega.parallel.groups import ProcessGroups, build_groups, init_distributed
+from janus_mega.parallel.groups import ProcessGroups, build_groups, init_distributed, timeout_behind
 from janus_mega.train.layout_gate import require_verified
 from janus_mega.train.order import PlannedOrder
 from janus_mega.train.run import run
@@ -110,7 +111,7 @@ class JanusWorkload:
 
     def place(self, batch: dict[str, Tensor], groups: ProcessGroups) -> PlacedBatch:
         """A micro-batch on the rank's device."""
-        return place_batch(batch, groups.device)
+        return place_batch(batch, groups.device, compute_dtype(self.config.parallel))
 
     def count_labels(self, batch: dict[str, Tensor]) -> Tensor:
         """int64 [tasks]."""
@@ -210,11 +211,11 @@ def train_janus(config: RunConfig, *, fresh: bool = False) -> Path:
             with start.attempt.span("verify layout"):
                 require_verified(config, world_size, start.stop)
         with start.attempt.span("join"), Watch(start.pulse, config.health, Path(config.run_dir), None):
-            init_distributed()
+            timeout_s = timeout_behind(config.health.hang_timeout_s)
+            init_distributed(timeout_s)
             start.strike("init")
-            groups = build_groups(
-                config.parallel.tp_size, config.parallel.pp_size, config.seed, config.parallel.virtual_pp_size
-            )
+            parallel = config.parallel
+            groups = build_groups(parallel.tp_size, parallel.pp_size, config.seed, parallel.virtual_pp_size, timeout_s)
             prepare_run_dir(Path(config.run_dir), config, groups)
         with start.attempt.span("run"):
             return run(workload, recipe_of(config), groups, start)

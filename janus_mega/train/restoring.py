@@ -20,7 +20,13 @@ from janus_mega.engine.ema import MovingAverage
 from janus_mega.engine.interface import StatefulEngine
 from janus_mega.engine.state import held_masters, held_moments, moment_slices, parameter_slices, weight_slices
 from janus_mega.models.sharding import ShardedParameter
-from janus_mega.parallel.generators import generator_states, reseed_generators, restore_generators, seed_host_generators
+from janus_mega.parallel.generators import (
+    generator_states,
+    has_cuda_states,
+    reseed_generators,
+    restore_generators,
+    seed_host_generators,
+)
 from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.parallel.messages import gather_bytes
 from janus_mega.parallel.slices import Slice
@@ -149,19 +155,24 @@ class LiveState:
                 _log.info("%s holds no averaged weights; the average begins with its weights", reader.directory)
 
     def _restore_generators(self, reader: CheckpointReader, state: TrainState) -> None:
-        layout = self.engine.groups.layout
-        if _same_places(reader, self._recipe, layout.world_size):
-            restore_generators(state.rng)
+        groups = self.engine.groups
+        on_cuda = groups.device.type == "cuda"
+        if not _same_places(reader, self._recipe, groups.layout.world_size):
+            elsewhere = "in another layout"
+        elif has_cuda_states(state.rng) != on_cuda:
+            elsewhere = "on the CPU" if on_cuda else "on GPUs"
         else:
-            derived = reseed_generators(self._recipe.seed, state.step, layout)
-            _log.info(
-                "random generators start anew: %s was saved in another layout; this rank's seed is %d, from seed %d, "
-                "step %d and its place",
-                reader.directory,
-                derived,
-                self._recipe.seed,
-                state.step,
-            )
+            restore_generators(state.rng)
+            return
+        derived = reseed_generators(self._recipe.seed, state.step, groups.layout)
+        _log.info(
+            "random generators start anew: %s was saved %s; this rank's seed is %d, of seed %d, step %d and its place",
+            reader.directory,
+            elsewhere,
+            derived,
+            self._recipe.seed,
+            state.step,
+        )
 
 
 def _known(slices: Iterable[Slice], names: set[str] | None) -> list[Slice]:

@@ -48,9 +48,9 @@ def train(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def attend(options: dict[str, Any]) -> dict[str, Any]:
-    """Packed attention in bf16 on the device (fp32 on the CPU): output and gradients, as lists."""
+    """Packed attention on the device, in bf16 if asked for (fp32 on the CPU): output and gradients, as lists."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = torch.bfloat16 if device.type == "cuda" and options["precision"] == "bf16" else torch.float32
     generator = torch.Generator().manual_seed(0)
     shapes = {"query": (96, 2, 4, 16), "key": (96, 2, 2, 16), "value": (96, 2, 2, 16)}
     leaves = {
@@ -61,7 +61,7 @@ def attend(options: dict[str, Any]) -> dict[str, Any]:
     attention = DocumentAttention.__new__(DocumentAttention)
     torch.nn.Module.__init__(attention)
     attention.scale = None  # its constructor wants a whole megatron configuration for this one number
-    spans = document_spans(torch.tensor(BORDERS, dtype=torch.int32), 2, 96, device)
+    spans = document_spans(torch.tensor(BORDERS, dtype=torch.int32), 2, 96, device, dtype)
     out = attention(**leaves, attention_mask=None, packed_seq_params=spans)
     (out * weight).sum().backward()
     tensors = {"out": out, **{name: leaf.grad for name, leaf in leaves.items()}}

@@ -8,7 +8,8 @@ from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
 from janus_mega.config.schema import ParallelConfig, Precision
-from janus_mega.models.attention import _BUCKET_LENGTHS, DocumentAttention, _bucket_length, document_spans
+from janus_mega.models import attention as attention_module
+from janus_mega.models.attention import _BUCKET_LENGTHS, DocumentAttention, _bucket_length, document_spans, has_flash
 from janus_mega.models.backbone import transformer_config
 from tests.support.tiny import fp32, tiny_model
 
@@ -78,6 +79,42 @@ def test_equals_a_dense_block_mask(name: str, heads: tuple[int, int], record_pro
     difference = worst(with_gradients(document_attention, inputs, rows), with_gradients(block_causal, inputs, rows))
     record_property("worst", difference)
     assert difference <= BAR
+
+
+def dense_varlen(query, key, value, borders, _key_borders, longest, _longest_key, **options) -> Tensor:
+    """What `varlen_attn` gives for row-first tokens [t, n, d]: each document by itself."""
+    lengths = borders.diff().tolist()
+    assert (longest, options["window_size"], query.is_contiguous()) == (max(lengths), (-1, 0), True)
+    assert options["enable_gqa"] == (key.shape[1] != query.shape[1])
+    parts = zip(*(x.split(lengths) for x in (query, key, value)), lengths, strict=True)
+    outs = [block_causal(*(x[:, None] for x in part), [[length]])[:, 0] for *part, length in parts if length]
+    return torch.cat(outs).view(query.shape)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=["mha", "gqa"])
+@pytest.mark.parametrize("name", ROWS)
+def test_flash_attention_gets_whole_documents(
+    name: str, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_module, "has_flash", lambda device, dtype: True)
+    monkeypatch.setattr(attention_module, "varlen_attn", dense_varlen)
+    rows = ROWS[name]
+    inputs = random_inputs(rows, *heads)
+    found, expected = with_gradients(document_attention, inputs, rows), with_gradients(block_causal, inputs, rows)
+    assert found[0].is_contiguous()
+    assert worst(found, expected) <= BAR
+
+
+def test_flash_attention_is_for_half_precision_on_cuda() -> None:
+    cuda = torch.device("cuda")
+    assert has_flash(cuda, torch.bfloat16) and has_flash(cuda, torch.float16)
+    assert not has_flash(cuda, torch.float32)
+    assert not has_flash(CPU, torch.bfloat16)
+
+
+def test_buckets_lie_where_attention_runs() -> None:
+    spans = document_spans(torch.tensor([0, 3, 8], dtype=torch.int32), 1, 8, torch.device("meta"), torch.float32)
+    assert spans.unbucket.is_meta and all(flat.is_meta for flat, _, _ in spans.buckets)
 
 
 def test_a_moved_border_is_noticed() -> None:

@@ -22,6 +22,7 @@ from janus_mega.config.schema import (
     ParallelConfig,
     Precision,
 )
+from janus_mega.models.backbone import compute_dtype
 from janus_mega.models.encode_ahead import prepare_with
 from janus_mega.models.init import initialize
 from janus_mega.models.janus import MODULE_ATTRIBUTES, build_chunks
@@ -181,7 +182,7 @@ class TinyWorkload:
             yield [make_batch(mine[i : i + size]) for i in range(0, share, size)]
 
     def place(self, batch: dict[str, Tensor], groups: ProcessGroups) -> PlacedBatch:
-        return place_batch(batch, groups.device)
+        return place_batch(batch, groups.device, compute_dtype(self.parallel))
 
     def count_labels(self, batch: dict[str, Tensor]) -> Tensor:
         return count_labels(batch)

@@ -35,6 +35,12 @@ def test_every_megatron_field_we_use_exists() -> None:
     assert used - {field.name for field in fields(TransformerConfig)} == set()
 
 
+@pytest.mark.parametrize("virtual_pp_size", [1, 2])
+def test_no_message_between_pipeline_ranks_waits_for_the_device(virtual_pp_size: int) -> None:
+    config = backbone.transformer_config(tiny_model().backbone, fp32(1, 2, virtual_pp_size=virtual_pp_size))
+    assert (config.batch_p2p_comm, config.batch_p2p_sync) == (virtual_pp_size == 1, False)
+
+
 def test_the_block_takes_what_we_pass() -> None:
     parameters = inspect.signature(TransformerBlock.forward).parameters
     assert {"hidden_states", "attention_mask", "rotary_pos_emb", "packed_seq_params"} <= set(parameters)

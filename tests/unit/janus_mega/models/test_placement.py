@@ -1,10 +1,17 @@
 """Batches as the model wants them: flat sequence-first positions, ids and labels where they belong."""
 
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor
 
 from data_pipeline.schema import LabelHead, TaskId, TokenKind
+from janus_mega.config.schema import ParallelConfig, Precision
+from janus_mega.models import attention
 from janus_mega.models.placement import TASKS, count_labels, place_batch
+from janus_mega.train.janus import JanusWorkload
 from tests.support.tiny import batch_of
 
 CPU = torch.device("cpu")
@@ -50,6 +57,17 @@ def test_ids_that_travel_in_32_bits_arrive_in_64() -> None:
     assert all(
         torch.equal(a, b) and a.dtype == torch.int64 for a, b in zip(placed.labels, expected.labels, strict=True)
     )
+
+
+@pytest.mark.parametrize("precision", Precision)
+def test_documents_are_prepared_for_the_precision_of_the_run(
+    precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "has_flash", lambda device, dtype: dtype == torch.bfloat16)
+    workload: Any = SimpleNamespace(config=SimpleNamespace(parallel=ParallelConfig(precision=precision)))
+    groups: Any = SimpleNamespace(device=CPU)
+    documents = JanusWorkload.place(workload, hand_batch(), groups).documents
+    assert (documents.cu_seqlens_q is None) == (documents.unbucket is not None) == (precision is Precision.fp32)
 
 
 def test_labels_by_task() -> None:

@@ -32,6 +32,12 @@ def test_ranks_form_one_job() -> None:
     assert not dist.is_initialized()
 
 
+def test_ranks_see_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert results_of_ranks(lambda: os.environ["CUDA_VISIBLE_DEVICES"], 2) == ["", ""]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
 def test_threads_are_set_per_rank(tmp_path: Path) -> None:
     run_ranks(lambda: (tmp_path / "threads").write_text(str(torch.get_num_threads())), 1, torch_threads=2)
     assert (tmp_path / "threads").read_text() == "2"
@@ -78,9 +84,14 @@ def end_rank_one(how) -> None:
     dist.barrier()
 
 
+def end_with(code: int) -> None:
+    dist.barrier()  # a rank that ends while its peer still connects lets that one fail
+    sys.exit(code)
+
+
 @pytest.mark.parametrize("code", [2, 75, 76, 77, 78, 86])
 def test_ranks_end_with_any_code(code: int) -> None:
-    assert codes_of_ranks(lambda: sys.exit(code), 2) == [code, code]
+    assert codes_of_ranks(end_with, 2, code) == [code, code]
 
 
 def test_ranks_that_are_done_have_code_0() -> None:
