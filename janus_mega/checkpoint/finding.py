@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 PUBLISHED_FILE = ".published"
 """In the folder of a run's checkpoints: a checkpoint has been here."""
 _LOOK_AGAIN_S = (0.5, 2.0)
-"""Pauses after which what could not be read is looked at again; more than a listing is cached for on most hosts."""
+"""Pauses after which what could not be read is looked at again."""
 
 
 def _own(content: bytes) -> bytes:

@@ -20,12 +20,12 @@ def take_srun_place(environ: MutableMapping[str, str] = os.environ) -> None:
         UserError: the ranks have nowhere to meet.
     """
     num_tasks = int(environ.get("SLURM_STEP_NUM_TASKS") or 1)
-    if num_tasks == 1 or "WORLD_SIZE" in environ:
+    if num_tasks == 1 or "RANK" in environ:
         return
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environ.get(name)]
     if missing:
         raise UserError(
-            f"srun started {num_tasks} tasks, and {' and '.join(missing)} is not set, so they cannot meet; "
+            f"srun started {num_tasks} tasks, and no {' and no '.join(missing)} says where they meet; "
             'before srun: export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) '
             "MASTER_PORT=29500"
         )

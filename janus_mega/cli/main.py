@@ -132,7 +132,7 @@ def train(
     file: ConfigFile,
     overrides: Overrides = None,
     ranks: Annotated[
-        int, typer.Option(help="Processes to fork on this machine; torchrun and srun start their own.")
+        int, typer.Option(help="Processes to start on this machine; torchrun and srun start their own.")
     ] = 1,
     fresh: Annotated[
         bool,

@@ -1,4 +1,4 @@
-"""Starts a run on the ranks it is meant for: this process alone, forked ones, or those a launcher has started."""
+"""Starts a run on the ranks it is meant for: this process alone, new ones, or those a launcher has started."""
 
 import os
 import signal
@@ -28,17 +28,17 @@ def started_world_size(ranks: int) -> int:
 
 
 def on_ranks(fn: Callable[[Any], Any], config: Any, ranks: int, torch_threads: int) -> None:
-    """Calls `fn(config)` here, or in `ranks` forked processes; `torch_threads` 0 leaves torch's default to one rank.
+    """Calls `fn(config)` here, or in `ranks` new processes; `torch_threads` 0 leaves torch's default to one rank.
 
     Raises:
-        UserError: Some rank met bad input; the message is that of the first rank that said so. Or ranks would be forked
-            on a machine with GPUs.
+        UserError: Some rank met bad input; the message is that of the first rank that said so. Or there are GPUs, but
+            fewer than ranks.
         RunEnded: The ranks ended otherwise than done; carries the most telling of their exit codes.
     """
     import torch
 
     from janus_mega.observe.log import setup_logging
-    from janus_mega.parallel.forked import codes_of_ranks
+    from janus_mega.parallel.forked import codes_of_gpu_ranks, codes_of_ranks
     from janus_mega.train.exits import BAD_INPUT, DONE, RunEnded, most_telling
 
     if ranks == 1:
@@ -48,16 +48,19 @@ def on_ranks(fn: Callable[[Any], Any], config: Any, ranks: int, torch_threads: i
         fn(config)
         return
     # Counted by the driver's management library: asking CUDA itself would start it here, and forks could not use it.
-    if num_gpus := torch.cuda.device_count():
+    num_gpus = torch.cuda.device_count()
+    if 0 < num_gpus < ranks:
         raise UserError(
-            f"--ranks {ranks} forks ranks that compute on the CPU, and {num_gpus} GPUs are visible; start one rank per "
-            f"GPU with torchrun --standalone --nproc_per_node={num_gpus} -m janus_mega.cli.main ..., or hide them with "
-            'CUDA_VISIBLE_DEVICES=""'
+            f"--ranks {ranks} needs a GPU for each rank, {num_gpus} are visible; start as many, or hide them with "
+            'CUDA_VISIBLE_DEVICES="" to train on the CPU'
         )
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="janus_mega_") as folder:
-        codes = codes_of_ranks(
-            _rank, ranks, fn, config, Path(folder), timeout_s=ONE_YEAR_S, torch_threads=max(torch_threads, 1)
+        what, threads = (_rank, ranks, fn, config, Path(folder)), max(torch_threads, 1)
+        codes = (
+            codes_of_gpu_ranks(*what, torch_threads=threads)
+            if num_gpus
+            else codes_of_ranks(*what, timeout_s=ONE_YEAR_S, torch_threads=threads)
         )
         code = most_telling(code for code in codes if code is not None)
         told = [path.read_text(encoding="utf-8") for path in sorted(Path(folder).glob(f"*.{code}"))]

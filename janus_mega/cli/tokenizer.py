@@ -29,7 +29,7 @@ def train_text(
 def train_image(
     file: Annotated[str, typer.Argument(metavar="FILE", help="YAML of an image-tokenizer run.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override values.")] = None,
-    ranks: Annotated[int, typer.Option(help="Processes to fork on this machine.")] = 1,
+    ranks: Annotated[int, typer.Option(help="Processes to start on this machine.")] = 1,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew in a run directory that was used before.")] = False,
 ) -> None:
     """Train a VQ image tokenizer by the same loop; its frozen directory lies in the run directory."""

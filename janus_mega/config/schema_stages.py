@@ -44,7 +44,7 @@ class StagesConfig:
     family: str = MISSING
     """Name of the chain."""
     ranks: int = 1
-    """Ranks of every stage; here they are forked, under SLURM the job brings them."""
+    """Ranks of every stage; here they are started on one machine, under SLURM the job brings them."""
     overrides: list[str] = field(default_factory=list)
     """key=value over every run's file, before the stage's own."""
     stages: dict[str, StageLink] = field(default_factory=dict)

@@ -17,9 +17,10 @@ _log = logging.getLogger(__name__)
 class Lenient:
     """Writes of one kind. The first that fails is told, those after it are tried and counted."""
 
-    def __init__(self, what: str) -> None:
-        """`what` is written, for the log."""
+    def __init__(self, what: str, *, catches_up: bool = False) -> None:
+        """`what` is written, for the log; `catches_up` says that a write holds what those before it did not."""
         self._what = what
+        self._catches_up = catches_up
         self._num_missing = 0
 
     def attempt(self, write: Callable[[], object]) -> bool:
@@ -36,7 +37,8 @@ class Lenient:
             self._num_missing += 1
             return False
         if self._num_missing:
-            _log.warning("%s: is written again; %d writes before are missing", self._what, self._num_missing)
+            missing = "nothing is missing" if self._catches_up else f"{self._num_missing} writes before are missing"
+            _log.warning("%s: is written again; %s", self._what, missing)
             self._num_missing = 0
         return True
 

@@ -1,15 +1,16 @@
-"""Several ranks on this machine without a launcher: forked after one import, meeting through a file.
+"""Several ranks on this machine without a launcher: forked after one import, or started anew where each has a GPU.
 
-Used where a few gloo ranks live for seconds (layout checks, stages of a small run, tests): importing torch, megatron
-and DeepSpeed costs seconds a process, a fork costs milliseconds. The forking process must not have run multi-threaded
-torch operations (its OpenMP pool would be dead in the children); ranks set their own number of threads. They compute on
-the CPU: a process that has touched CUDA cannot be forked, and gloo carries no tensors of a GPU. Real jobs are started
-by torchrun or srun.
+Importing torch, megatron and DeepSpeed costs seconds a process, a fork costs milliseconds; so ranks that live for
+seconds (layout checks, small runs, tests) are forked, compute on the CPU and meet through a file. The forking process
+must not have run multi-threaded torch operations (its OpenMP pool would be dead in the children); ranks set their own
+number of threads. A process that has touched CUDA cannot be forked, and importing DeepSpeed touches it: ranks with GPUs
+are started from nothing and join as under a launcher. Jobs of several machines are started by torchrun or srun.
 """
 
 import multiprocessing
 import os
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -62,10 +63,7 @@ def run_ranks(
 def codes_of_ranks(
     fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 300.0, torch_threads: int = 1
 ) -> list[int | None]:
-    """Like `run_ranks` for ranks that may die in any way: their exit codes by rank, -N for a death by signal N.
-
-    Once a rank has ended with another code than 0, the others have SETTLE_S to end too; those that have not are killed
-    and count as None. Stop signals are handed on to all ranks, and a rank whose parent dies receives SIGTERM.
+    """Like `run_ranks` for ranks that may die in any way: their exit codes by rank, as `_codes_of` gives them.
 
     Args:
         fn: what each rank runs; ends with the code of a SystemExit, or 1 after any other exception, which is printed.
@@ -77,14 +75,38 @@ def codes_of_ranks(
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory(prefix="janus_mega_ranks_") as folder:
         shared = (world_size, str(Path(folder) / "store"), timeout_s, torch_threads, fn, args)
-        processes = [context.Process(target=_forked_rank, args=(rank, *shared)) for rank in range(world_size)]
-        try:
-            with _handing_on_signals(processes):
-                _join(processes)
-        finally:
-            codes = [process.exitcode for process in processes]
-            killed = _end(processes)
-        return [None if rank in killed else code for rank, code in enumerate(codes)]
+        return _codes_of([context.Process(target=_forked_rank, args=(rank, *shared)) for rank in range(world_size)])
+
+
+def codes_of_gpu_ranks(fn: Callable[..., Any], world_size: int, *args: Any, torch_threads: int = 1) -> list[int | None]:
+    """Like `codes_of_ranks`, each rank in a process of its own that has seen no CUDA yet; `fn` joins the ranks itself.
+
+    Args:
+        fn: importable by its name, as are its arguments.
+        world_size: ranks, one for each GPU of this machine.
+        args: of `fn`.
+        torch_threads: of each rank.
+    """
+    context = multiprocessing.get_context("spawn")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shared = (world_size, port, torch_threads, fn, args)
+    return _codes_of([context.Process(target=_started_rank, args=(rank, *shared)) for rank in range(world_size)])
+
+
+def _codes_of(processes: Sequence[BaseProcess]) -> list[int | None]:
+    """Runs ranks; their exit codes by rank, -N for a death by signal N.
+
+    Once a rank has ended with another code than 0, the others have SETTLE_S to end too; those that have not are killed
+    and count as None. Stop signals are handed on to all ranks, and a rank whose parent dies receives SIGTERM.
+    """
+    try:
+        with _handing_on_signals(processes):
+            _join(processes)
+    finally:
+        codes = [process.exitcode for process in processes]
+        killed = _end(processes)
+    return [None if rank in killed else code for rank, code in enumerate(codes)]
 
 
 def _join(processes: Sequence[BaseProcess]) -> None:
@@ -142,6 +164,15 @@ def _forked_rank(*args: Any) -> None:
     torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGTERM)  # type: ignore[attr-defined]
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     _rank_main(*args)
+
+
+def _started_rank(rank: int, world_size: int, port: int, torch_threads: int, fn: Callable[..., Any], args: Any) -> None:
+    torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGTERM)  # type: ignore[attr-defined]
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    torch.set_num_threads(torch_threads)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size))
+    fn(*args)
 
 
 def _rank_main(

@@ -42,9 +42,13 @@ class ProcessGroups:
     """All ranks over gloo, for numbers that live on the host: nobody waits for a device."""
 
 
-def timeout_behind(hang_timeout_s: float) -> float:
-    """Of collectives: longer than a watchdog with this limit waits, which names the rank that is the cause first."""
-    return max(COLLECTIVE_TIMEOUT_S, 2 * hang_timeout_s)
+def timeout_behind(limit_s: float) -> float:
+    """Of collectives: longer than a watchdog waits at most, which names the rank that is the cause first.
+
+    Args:
+        limit_s: seconds without progress that it accepts in its longest phase.
+    """
+    return max(COLLECTIVE_TIMEOUT_S, 1.1 * limit_s)
 
 
 def init_distributed(timeout_s: float = COLLECTIVE_TIMEOUT_S, init_method: str = "env://") -> None:
@@ -118,7 +122,7 @@ def build_groups(
     )
     torch.manual_seed(seed)  # also the host's generator, which megatron leaves alone where there is CUDA
     megatron_random.model_parallel_cuda_manual_seed(seed)
-    timeout = timedelta(seconds=DISK_TIMEOUT_S)
+    timeout = timedelta(seconds=max(DISK_TIMEOUT_S, timeout_s))
     return ProcessGroups(
         layout=layout,
         device=device,

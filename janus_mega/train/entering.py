@@ -13,13 +13,21 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from janus_mega.checkpoint.claim import Claim, claim, list_claims
 from janus_mega.checkpoint.disk import DISK
-from janus_mega.checkpoint.finding import find_newest, note_published, read_patiently, why_not_from_scratch
+from janus_mega.checkpoint.finding import (
+    Seekers,
+    find_newest,
+    note_published,
+    read_patiently,
+    why_not_from_scratch,
+)
 from janus_mega.checkpoint.format import write_bytes
 from janus_mega.checkpoint.manager import list_checkpoints
 from janus_mega.checkpoint.reader import CheckpointReader, open_checkpoint
+from janus_mega.checkpoint.tensor_file import Unreadable
 from janus_mega.observe.attempts import ATTEMPTS_DIR
 from janus_mega.observe.sinks import METRICS_FILE
 from janus_mega.parallel.groups import ProcessGroups
+from janus_mega.train.exits import RunEnded
 from janus_mega.train.restoring import check_resume
 from janus_mega.train.saving import CHECKPOINTS_DIR
 from janus_mega.train.starting import FRESH_FILE, Start, job_name
@@ -54,6 +62,7 @@ def enter(workload: Workload, recipe: Recipe, groups: ProcessGroups, start: Star
 
     Raises:
         UserError: the directory was used and holds no good checkpoint, or one of another plan.
+        RunEnded: a rank cannot read what it found, for no fault of the user's.
         Superseded: a newer attempt has it. Collective over: world.
     """
     root, seekers = recipe.run_dir / CHECKPOINTS_DIR, seekers_of(groups)
@@ -72,7 +81,7 @@ def enter(workload: Workload, recipe: Recipe, groups: ProcessGroups, start: Star
             refusal = error
         if not seekers.agree(refusal is None):
             if on_rank_0(groups, lambda: _names(root)) == seen:
-                raise refusal or UserError(f"{newest}: another rank cannot go on from it; see that rank's log")
+                raise _agreed_refusal(refusal, newest, seekers)
             _log.warning("%s: checkpoints have come or gone meanwhile; looking again", recipe.name)
             continue
         if reader and first_step >= recipe.last_step:
@@ -85,6 +94,20 @@ def enter(workload: Workload, recipe: Recipe, groups: ProcessGroups, start: Star
             place = Claim.from_key(root, int(key))
             return Entry(reader, reader is not None, first_step, place, frozenset(damaged))
         _log.warning("%s: an older attempt has published meanwhile; looking again", recipe.name)
+
+
+def _agreed_refusal(refusal: Exception | None, newest: Path | None, seekers: Seekers) -> Exception:
+    """What a rank that could go on, or could not, ends with: all say alike whether the user has to mend something.
+
+    A file that one host does not give is no bad input, and a job that is started again may well get it.
+    """
+    is_input = refusal is None or (isinstance(refusal, UserError) and not isinstance(refusal, Unreadable))
+    told = refusal or UserError(f"{newest}: another rank cannot go on from it; see that rank's log")
+    if seekers.agree(is_input):
+        return told
+    if refusal is not None:
+        _log.error("%s: this rank cannot go on from it", newest, exc_info=refusal)
+    return RunEnded(str(told))
 
 
 def _open(newest: Path, workload: Workload, recipe: Recipe) -> tuple[CheckpointReader, int]:

@@ -27,7 +27,7 @@ from janus_mega.train.janus import prepare_run_dir
 from janus_mega.train.order import FixedOrder
 from janus_mega.train.run import run
 from janus_mega.train.starting import started
-from janus_mega.train.watch import Watch
+from janus_mega.train.watch import LONG_PHASE_FACTOR, Watch
 from janus_mega.train.workload import BuiltModel, Recipe
 
 TOKENIZER_DIR = "image_tokenizer"
@@ -138,7 +138,7 @@ def train_image_tokenizer(config: TokenizerRunConfig, *, fresh: bool = False) ->
     workload = ImageTokenizerWorkload(config)
     with started(Path(config.run_dir), config.health.stop_grace_s, fresh=fresh) as start:
         with start.attempt.span("join"), Watch(start.pulse, config.health, Path(config.run_dir), None):
-            timeout_s = timeout_behind(config.health.hang_timeout_s)
+            timeout_s = timeout_behind(LONG_PHASE_FACTOR * config.health.hang_timeout_s)
             init_distributed(timeout_s)
             start.strike("init")
             groups = build_groups(1, 1, config.seed, timeout_s=timeout_s)

@@ -34,7 +34,7 @@ from janus_mega.train.order import PlannedOrder
 from janus_mega.train.run import run
 from janus_mega.train.starting import started
 from janus_mega.train.validation_rows import open_validation_sets, read_validation_rows
-from janus_mega.train.watch import Watch
+from janus_mega.train.watch import LONG_PHASE_FACTOR, Watch
 from janus_mega.train.workload import BuiltModel, Recipe
 
 _log = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ def train_janus(config: RunConfig, *, fresh: bool = False) -> Path:
             with start.attempt.span("verify layout"):
                 require_verified(config, world_size, start.stop)
         with start.attempt.span("join"), Watch(start.pulse, config.health, Path(config.run_dir), None):
-            timeout_s = timeout_behind(config.health.hang_timeout_s)
+            timeout_s = timeout_behind(LONG_PHASE_FACTOR * config.health.hang_timeout_s)
             init_distributed(timeout_s)
             start.strike("init")
             parallel = config.parallel

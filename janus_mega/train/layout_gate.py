@@ -31,7 +31,9 @@ PASSED_FILE = "verify_layout.json"
 """In the run directory: {"digest": of what was checked, ...the command's own JSON}."""
 
 MAX_CHECKED_DP = 2
-_LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_LAUNCHER_VARIABLES = (
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS",
+)  # fmt: skip
 _TAIL_LINES = 12
 _LOOK_EVERY_S = 0.2
 

@@ -14,8 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from data_pipeline.errors import UserError
 from janus_mega.checkpoint.manager import find_latest, list_checkpoints
 from janus_mega.config import derive
@@ -115,7 +113,8 @@ def run_stages(planned: Sequence[PlannedStage]) -> Iterator[str]:
             yield f"{stage.name}: done, {stage.last_step} steps"
             continue
         yield f"{stage.name}: from step {stage.reached_step()} to {stage.last_step}"
-        code = _code_of(_launched(stage))
+        command = [sys.executable, "-m", "janus_mega.cli.main", *stage.command()[1:], "--ranks", str(stage.ranks)]
+        code = _code_of(command)
         if code != 0 or stage.final() is None:
             told = f"{stage.name}: {shlex.join(stage.command())} ended with code {code} at step "
             told += f"{stage.reached_step()} of {stage.last_step}"
@@ -124,15 +123,6 @@ def run_stages(planned: Sequence[PlannedStage]) -> Iterator[str]:
             ended = RunEnded(f"{told}; the same command continues there")
             ended.exit_code = most_telling([code]) or DEFECT  # 0 without a last checkpoint explains nothing
             raise ended
-
-
-def _launched(stage: PlannedStage) -> list[str]:
-    """The command that starts a stage's ranks here: forked on the CPU, by torchrun where each has a GPU."""
-    module, arguments = "janus_mega.cli.main", stage.command()[1:]
-    if stage.ranks > 1 and torch.cuda.device_count():
-        torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={stage.ranks}", "--module"]
-        return [sys.executable, "-m", *torchrun, module, *arguments]
-    return [sys.executable, "-m", module, *arguments, "--ranks", str(stage.ranks)]
 
 
 def _code_of(command: Sequence[str]) -> int:

@@ -56,6 +56,12 @@ def job_name() -> str:
     return next((name for variable in _JOBS if (name := os.environ.get(variable))), "")
 
 
+def _forget_fresh(mark: Path) -> None:
+    """A first start of this name: what an earlier job of the same name has carried out was not for this one."""
+    if mark.exists() and mark.read_text(encoding="utf-8") == job_name():
+        mark.unlink(missing_ok=True)
+
+
 @contextmanager
 def started(run_dir: Path, stop_grace_s: float, *, fresh: bool = False) -> Iterator[Start]:
     """Records a start (rank 0) and takes stop signals.
@@ -67,7 +73,7 @@ def started(run_dir: Path, stop_grace_s: float, *, fresh: bool = False) -> Itera
     rank = int(os.environ.get("RANK", "0"))
     is_restart = any(int(os.environ.get(name) or 0) for name in _RESTARTS)
     if fresh and not is_restart and rank == 0:  # not every launcher's names of jobs are unique
-        (run_dir / FRESH_FILE).unlink(missing_ok=True)
+        _forget_fresh(run_dir / FRESH_FILE)
     faults = read_faults(run_dir, rank, int(os.environ.get("WORLD_SIZE", "1")))
     stop, pulse = StopFlag(), Pulse()
     with (

@@ -101,16 +101,16 @@ class StopSignals:
     def _take(self, number: int) -> None:
         name, pulse = signal.Signals(number).name, self._pulse
         if self._flag.signal:
-            _log.warning(
-                "%s on rank %d: the run is stopping already, nothing changes; SIGKILL ends it without saving",
-                name, self._rank,
-            )  # fmt: skip
+            told = "the run is stopping already, nothing changes; SIGKILL ends it without saving"
+            self._warn(f"{name} on rank {self._rank}: {told}")
             return
         self._flag.signal = number
-        _log.warning(
-            "%s on rank %d in step %d (%s): all ranks stop and save at the next step border",
-            name, self._rank, pulse.step + 1, pulse.phase,
-        )  # fmt: skip
+        where = f"in step {pulse.step + 1} ({pulse.phase})"
+        self._warn(f"{name} on rank {self._rank} {where}: all ranks stop and save at the next step border")
+
+    def _warn(self, told: str) -> None:
+        """Logs beside the thread that watches: a log that hangs must not keep it from ending the run in time."""
+        threading.Thread(target=_log.warning, args=("%s", told), name="janus-mega-stop-log", daemon=True).start()
 
     def _give_up(self) -> None:
         outcome = (

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from janus_mega.config.schema import HangAction, HealthConfig
+from janus_mega.observe.lenient import Lenient, write_whole
 from janus_mega.observe.pulse import Pulse
 from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.train.culprits import Beats, Culprit, find_culprits
@@ -32,6 +33,7 @@ STEP_FACTOR = 20
 LONG_PHASE_FACTOR = 10
 """Times the timeout that hooks may take, and whatever comes before the end of the first step."""
 MAX_INTERVAL_S = 1.0
+_REPORTS = "hang-*.json"
 _BEATS_PER_TIMEOUT = 10
 _LIVE_S = 2.0
 """Seconds (and at least two beats and a half) within which a rank that lives beats, on an overloaded machine too."""
@@ -53,7 +55,8 @@ class Watch:
         self._reported = 0.0
         self._seen: dict[int, tuple[int, float]] = {}
         """Rank -> its last beat and when that was first read, while a limit is near."""
-        self._complained = False
+        self._beats = Lenient(str(self._heartbeat.folder), catches_up=True)
+        self._files = Lenient("what is known of a hang")
 
     def __enter__(self) -> "Watch":
         if self._config.hang_timeout_s > 0:
@@ -71,14 +74,15 @@ class Watch:
     def _run(self) -> None:
         while not self._ended.wait(self._interval_s):
             try:
-                self._heartbeat.beat(self.limit_s())
+                self._beat()
                 now = time.monotonic()
                 if self._is_stalled(now) and not self._somebody_has_time(now):
                     self._investigate()
-            except OSError as error:  # a full disk must not end training
-                if not self._complained:
-                    _log.warning("heartbeat of rank %d: %s; a hang may not be noticed", self._heartbeat.rank, error)
-                self._complained = True
+            except OSError as error:  # a folder that is gone must not end training
+                _log.warning("heartbeats cannot be read by rank %d: %s", self._heartbeat.rank, error)
+
+    def _beat(self) -> bool:
+        return self._beats.attempt(lambda: self._heartbeat.beat(self.limit_s()))
 
     def limit_s(self) -> float:
         """Seconds without progress that are accepted in the present phase."""
@@ -111,15 +115,16 @@ class Watch:
     def _investigate(self) -> None:
         """Compares what all ranks tell now and a little later, so that clocks of hosts do not matter."""
         heartbeat, stalled_since = self._heartbeat, self._pulse.progress_at
-        with heartbeat.path(heartbeat.rank, "stacks.txt").open("w", encoding="utf-8") as stream:
-            faulthandler.dump_traceback(file=stream, all_threads=True)
-        before = heartbeat.read_all()
+        self._files.attempt(self._dump_stacks)
+        known = set(self._run_dir.glob(_REPORTS))
+        before, is_heard = heartbeat.read_all(), True
         for _ in range(math.ceil(_LIVE_S / self._interval_s)):
             if self._ended.wait(self._interval_s) or self._pulse.progress_at != stalled_since:
                 return
-            heartbeat.beat(self.limit_s())
+            is_heard &= self._beat()
         after = heartbeat.read_all()
-        culprits = find_culprits(before, after, heartbeat.world_size)
+        # On a full disk nobody is heard, which says nothing of anybody.
+        culprits = find_culprits(before, after, heartbeat.world_size) if is_heard else []
         self._reported = stalled_since
         silent = {rank for rank in range(heartbeat.world_size) if after.get(rank) == before.get(rank)}
         is_reporter = heartbeat.rank == min(set(range(heartbeat.world_size)) - silent, default=heartbeat.rank)
@@ -127,9 +132,25 @@ class Watch:
             self._report(culprits, after)
         if self._config.hang_action is HangAction.abort:
             if not is_reporter:
-                time.sleep(self._interval_s)  # or the launcher would end the reporter before it has written
+                self._wait_for_report(known)
             logging.shutdown()
             os._exit(HANG_EXIT_CODE)
+
+    def _wait_for_report(self, known: set[Path]) -> None:
+        """Until a report is there that was not, or a while; this rank is alive meanwhile, and tells so.
+
+        The rank that reports may have stalled a little later, and an end of this one would end it before it has
+        written: by the launcher, or by the connection that it waits on.
+        """
+        for _ in range(math.ceil(self._live_s / self._interval_s)):
+            time.sleep(self._interval_s)
+            if set(self._run_dir.glob(_REPORTS)) - known:
+                return
+            self._beat()
+
+    def _dump_stacks(self) -> None:
+        with self._heartbeat.path(self._heartbeat.rank, "stacks.txt").open("w", encoding="utf-8") as stream:
+            faulthandler.dump_traceback(file=stream, all_threads=True)
 
     def _report(self, culprits: list[Culprit], beats: Beats) -> None:
         stalled_s = time.monotonic() - self._pulse.progress_at
@@ -142,9 +163,6 @@ class Watch:
             "stacks": {str(rank): self._stacks_of(rank) for rank in sorted(beats)},
         }
         path = self._run_dir / time.strftime("hang-%Y%m%dT%H%M%SZ.json", time.gmtime())
-        aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps(report, indent=1), encoding="utf-8")
-        os.replace(aside, path)
         for entry in report["culprits"]:  # type: ignore[attr-defined]
             _log.error(
                 "no progress for %.0f s: rank %d on %s %s; step %d, %s, micro-batch %d, at %s; see %s",
@@ -152,6 +170,11 @@ class Watch:
                 entry.get("step", 0) + 1, entry.get("phase", "?"), entry.get("micro_batch", 0),
                 entry.get("waits_in") or entry.get("at") or "an unknown place", path,
             )  # fmt: skip
+        if not culprits:
+            _log.error(
+                "no progress for %.0f s, and it cannot be told for whom the others wait; see %s", stalled_s, path
+            )
+        self._files.attempt(lambda: write_whole(path, json.dumps(report, indent=1)))
 
     def _stacks_of(self, rank: int) -> list[str]:
         try:

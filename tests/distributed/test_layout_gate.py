@@ -14,6 +14,11 @@ from janus_mega.train.layout_gate import PASSED_FILE, require_verified
 
 pytestmark = pytest.mark.dist
 
+UNDER_SRUN = {
+    "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "RANK": "0", "WORLD_SIZE": "8",
+    "LOCAL_RANK": "0", "MASTER_ADDR": "node1", "MASTER_PORT": "29500",
+}  # fmt: skip
+
 
 @pytest.fixture
 def config(run_dir: Path) -> RunConfig:
@@ -26,6 +31,8 @@ def _must_not_run(*arguments: object) -> tuple[int, str]:
 
 
 def test_a_layout_passes_once(config: RunConfig, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in UNDER_SRUN.items():
+        monkeypatch.setenv(name, value)
     require_verified(config, world_size=8)  # checked on two ranks
     kept = json.loads((run_dir / PASSED_FILE).read_text(encoding="utf-8"))
     assert kept["passed"] and kept["world_size"] == 2 and kept["layout"] == "tp 1 x pp 1 x dp 2, ZeRO-2"

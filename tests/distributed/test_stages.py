@@ -112,22 +112,6 @@ def test_bad_input_of_a_stage_is_bad_input_of_the_chain(monkeypatch: pytest.Monk
         list(run_stages(plan_stages(load_chain("janus_1b.yaml"))))
 
 
-def test_ranks_with_gpus_are_started_by_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    commands: list[list[str]] = []
-    monkeypatch.setattr(stages, "_code_of", lambda command: commands.append(command) or 75)
-    for num_gpus in (0, 8):
-        monkeypatch.setattr(stages.torch.cuda, "device_count", lambda count=num_gpus: count)
-        with pytest.raises(RunEnded):
-            list(run_stages(plan_stages(load_chain("janus_1b.yaml"))))
-    forked, torchrun = commands
-    assert forked[2:5] == ["janus_mega.cli.main", "train", "run/janus_1b_stage1.yaml"]
-    assert forked[-2:] == ["--ranks", "128"]
-    assert torchrun[2:7] == [
-        "torch.distributed.run", "--standalone", "--nproc-per-node=128", "--module", "janus_mega.cli.main",
-    ]  # fmt: skip
-    assert "--ranks" not in torchrun
-
-
 @pytest.mark.slow
 def test_two_stages_one_after_the_other(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()

@@ -118,12 +118,21 @@ def test_a_second_signal_changes_nothing_and_is_told(
     assert flag.signal == signal.SIGUSR1
 
 
-def test_a_disk_that_hangs_does_not_keep_a_process_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+class HangingHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("hangs", ["record", "log"])
+def test_a_disk_that_hangs_does_not_keep_a_process_from_ending(hangs: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stop, "_TELL_S", 0.3)
     pid = os.fork()
     if pid == 0:
         with StopSignals(StopFlag(), Pulse(), 0, 0.1) as signals:
-            signals.note_end = lambda outcome: time.sleep(60)
+            if hangs == "record":
+                signals.note_end = lambda outcome: time.sleep(60)
+            else:
+                logging.getLogger("janus_mega").addHandler(HangingHandler())
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(30)
         os._exit(0)

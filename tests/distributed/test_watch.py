@@ -17,13 +17,15 @@ import torch.distributed as dist
 
 from janus_mega.checkpoint.disk import Disk
 from janus_mega.config.schema import CheckpointConfig, HangAction, HealthConfig
-from janus_mega.parallel.forked import _rank_main
+from janus_mega.observe.pulse import Pulse
+from janus_mega.parallel.forked import _rank_main, codes_of_ranks
 from janus_mega.parallel.groups import build_groups
 from janus_mega.train import run as run_module
 from janus_mega.train import watch
 from janus_mega.train.hooks.checkpoints import CheckpointHook
-from janus_mega.train.watch import HANG_EXIT_CODE
+from janus_mega.train.watch import HANG_EXIT_CODE, Watch
 from tests.distributed.layout_runs import import_what_ranks_need
+from tests.support.full_disk import largest_file
 from tests.support.tiny import STAGE3, TinyWorkload, fp32, tiny_recipe
 
 pytestmark = pytest.mark.dist
@@ -96,6 +98,19 @@ def endless_python(engine: Any, run_dir: Path) -> None:
         time.sleep(600)
 
     _at_forward(engine, run_dir, stuck_in_python)
+
+
+def endless_python_and_late_notice(engine: Any, run_dir: Path) -> None:
+    """Rank 0, which reports, begins to look into it when rank 1 is nearly done with that."""
+    endless_python(engine, run_dir)
+    investigate = Watch._investigate
+
+    def late(self: Watch) -> None:
+        if dist.get_rank() == 0:
+            time.sleep(1.0)
+        investigate(self)
+
+    Watch._investigate = late  # type: ignore[method-assign]
 
 
 def step_limit_s(engine: Any) -> float:
@@ -188,7 +203,7 @@ def reports(run_dir: Path) -> list[Path]:
     return sorted(run_dir.glob("hang-*.json"))
 
 
-@pytest.mark.parametrize("disturb", [sigstop, endless_python])
+@pytest.mark.parametrize("disturb", [sigstop, endless_python, endless_python_and_late_notice])
 def test_a_rank_that_stops_is_named(disturb: Callable[..., None], tmp_path: Path, record_property: Any) -> None:
     run_dir = tmp_path / "run"
     processes = start(run_dir, STEPS, HangAction.abort, disturb)
@@ -208,7 +223,7 @@ def test_a_rank_that_stops_is_named(disturb: Callable[..., None], tmp_path: Path
         assert waiting["at"].startswith("janus_mega/engine/step.py")
         assert any("janus_mega/engine/step.py" in line for line in report["stacks"]["0"])
         assert processes[0].exitcode == HANG_EXIT_CODE
-        if disturb is endless_python:
+        if disturb is not sigstop:
             assert culprit["why"] == "is busy while others wait in all_reduce over world"
             assert (culprit["phase"], culprit["step"], culprit["micro_batch"]) == ("forward_backward", 5, 1)
             assert "stuck_in_python" in culprit["at"]
@@ -285,3 +300,16 @@ def test_what_is_slow_and_goes_on_alarms_nobody(
         assert [beat["rank"] for beat in beats] == [0, 1]
     finally:
         end(processes)
+
+
+def stand_still_without_a_disk(run_dir: Path) -> None:
+    pulse = Pulse()
+    with Watch(pulse, HealthConfig(hang_timeout_s=0.3, hang_action=HangAction.abort), run_dir, None), largest_file(0):
+        pulse.begin_step()
+        pulse.end_step(1)
+        time.sleep(30.0)
+
+
+def test_a_full_disk_keeps_no_hang_from_ending(tmp_path: Path) -> None:
+    assert codes_of_ranks(stand_still_without_a_disk, 1, tmp_path) == [HANG_EXIT_CODE]
+    assert not list(tmp_path.glob("hang-*"))

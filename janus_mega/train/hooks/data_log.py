@@ -35,7 +35,7 @@ class DataHook:
         self._lines = LenientLines(run_dir / BATCHES_FILE)
         self._log_every = log_every
         self._quarantine = Quarantine(run_dir, order.max_broken_samples) if groups.layout.rank == 0 else None
-        self._holes_kept = Lenient(str(run_dir / QUARANTINE_FILE))
+        self._holes_kept = Lenient(str(run_dir / QUARANTINE_FILE), catches_up=True)
         self._forget()
 
     def _forget(self) -> None:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
+from data_pipeline.errors import UserError
 from data_pipeline.images import understanding_view
 from janus_mega.config.schema import SamplesConfig
 from janus_mega.infer.model import InferenceModel, load_trained
@@ -88,15 +89,19 @@ class SamplesHook:
             _log.error("step %d: nothing is sampled, the weights for it could not be written: %s", step, error)
             return
         if is_first:
-            self._weights.attempt(lambda: self._use_up(scratch, checkpoint, step))  # the others wait for rank 0
+            self._weights.attempt(lambda: self._use(checkpoint, step))  # the others wait for rank 0
+            shutil.rmtree(scratch, ignore_errors=True)
         dist.barrier(self._groups.host)
 
-    def _use_up(self, scratch: Path, checkpoint: Path, step: int) -> None:
+    def _use(self, checkpoint: Path, step: int) -> None:
         device = self._groups.device
         # Building a model may draw from the generators that training draws from.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            self._show(load_trained(checkpoint, device), step)
-        shutil.rmtree(scratch)
+            try:
+                model = load_trained(checkpoint, device)
+            except UserError as error:  # written a moment ago: it is the disk's fault and not the user's
+                raise OSError(str(error)) from error
+            self._show(model, step)
 
     def _show(self, model: InferenceModel, step: int) -> None:
         told: dict[str, object] = {"step": step}

@@ -40,5 +40,5 @@ def test_one_task_or_no_srun_is_left_alone():
 
 @pytest.mark.parametrize("missing", ["MASTER_ADDR", "MASTER_PORT"])
 def test_nowhere_to_meet_is_refused(missing):
-    with pytest.raises(UserError, match=f"16 tasks, and {missing} is not set.*before srun: export MASTER_ADDR"):
+    with pytest.raises(UserError, match=f"16 tasks, and no {missing} says where.*before srun: export MASTER_ADDR"):
         place(**{missing: None})

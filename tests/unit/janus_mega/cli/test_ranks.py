@@ -1,10 +1,13 @@
-"""Ranks are forked on the CPU only: machines with GPUs are for torchrun, and what forks by itself hides them."""
+"""Ranks on one machine: forked on the CPU, new processes beside GPUs; what forks by itself hides these."""
 
 import os
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from typer.testing import CliRunner
 
 from data_pipeline.errors import UserError
@@ -12,6 +15,8 @@ from janus_mega.cli.main import app
 from janus_mega.cli.ranks import on_ranks
 from janus_mega.demo.run import _import_libraries
 from janus_mega.parallel import forked
+from janus_mega.parallel.groups import init_distributed
+from janus_mega.train.exits import RunEnded
 
 HIDDEN = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
@@ -23,10 +28,32 @@ def eight_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
 
 
-def test_forking_beside_gpus_is_refused(eight_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forked, "codes_of_ranks", lambda *_, **__: pytest.fail("ranks were forked"))
-    with pytest.raises(UserError, match=r"8 GPUs are visible; .*torchrun --standalone --nproc_per_node=8") as caught:
-        on_ranks(print, None, 2, 1)
+def join_and_end(config: tuple[Path, int]) -> None:
+    folder, code = config
+    init_distributed()
+    total = torch.tensor([float(os.environ["LOCAL_RANK"]) + 1.0])
+    dist.all_reduce(total)
+    (folder / os.environ["RANK"]).write_text(str(total.item()))
+    if code:
+        ended = RunEnded("told by a rank")
+        ended.exit_code = code
+        raise ended
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("code", [0, 75])
+def test_ranks_with_gpus_are_new_processes_that_join(eight_gpus: None, code: int, tmp_path: Path) -> None:
+    """New processes see the truth, so they join on the CPU here."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    with pytest.raises(RunEnded, match="told by a rank") if code else nullcontext() as ended:
+        on_ranks(join_and_end, (tmp_path, code), 2, 1)
+    assert ended is None or ended.value.exit_code == code
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["3.0", "3.0"]
+
+
+def test_more_ranks_than_gpus_are_refused(eight_gpus: None) -> None:
+    with pytest.raises(UserError, match="--ranks 9 needs a GPU for each rank, 8 are visible") as caught:
+        on_ranks(print, None, 9, 1)
     assert "\n" not in str(caught.value)
 
 

@@ -28,6 +28,12 @@ def test_failures_are_told_once_until_it_goes_again(caplog: pytest.LogCaptureFix
     assert "No space left on device" in said[0] and "training goes on" in said[0]
 
 
+def test_what_catches_up_misses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    writes = Lenient("the file", catches_up=True)
+    assert [writes.attempt(write) for write in (full, list)] == [False, True]
+    assert caplog.messages[-1] == "the file: is written again; nothing is missing"
+
+
 def test_a_defect_is_no_full_disk() -> None:
     with pytest.raises(KeyError):
         Lenient("the file").attempt(lambda: {}["missing"])

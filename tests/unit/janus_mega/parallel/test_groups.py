@@ -90,7 +90,7 @@ def test_a_rank_may_open_as_many_files_as_the_system_allows() -> None:
 
 def test_a_watchdog_ends_a_job_before_torch_does() -> None:
     assert timeout_behind(0.0) == timeout_behind(600.0) == COLLECTIVE_TIMEOUT_S
-    assert timeout_behind(3600.0) > 3600.0
+    assert timeout_behind(6000.0) > 6000.0 + 2 * 60.0
 
 
 def cut() -> dict[str, Any]:

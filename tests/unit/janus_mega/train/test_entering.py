@@ -14,8 +14,10 @@ from data_pipeline.errors import UserError
 from janus_mega.checkpoint import finding
 from janus_mega.checkpoint.finding import Seekers
 from janus_mega.checkpoint.manager import list_checkpoints, save_checkpoint
+from janus_mega.checkpoint.tensor_file import damaged
 from janus_mega.train import entering
 from janus_mega.train.entering import Entry, enter
+from janus_mega.train.exits import RunEnded, exit_code_of
 from janus_mega.train.starting import FRESH_FILE, Start, started
 from tests.support.checkpoints import agreement, rows_of, state
 from tests.support.crash_traces import on_threads
@@ -63,8 +65,8 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
         def of(rank: int) -> Entry | str:
             try:
                 return enter(None, recipe, rank, start or Start())  # type: ignore[arg-type]
-            except UserError as error:
-                return str(error)
+            except (UserError, RunEnded) as error:
+                return f"{exit_code_of(error)}: {error}"
 
         return on_threads(WORLD, of, lambda: None)
 
@@ -141,7 +143,7 @@ def test_what_one_rank_cannot_open_is_refused_by_all(
 
     monkeypatch.setattr(entering, "_open", open_once)
     told = sorted(ranks(run_dir))
-    assert "another rank cannot go on from it" in told[0] and told[1] == "of another plan"
+    assert "another rank cannot go on from it" in told[0] and told[1] == "2: of another plan"
 
 
 @pytest.fixture
@@ -200,3 +202,38 @@ def test_what_an_earlier_job_has_carried_out_is_not_this_ones(
     if job == "41":
         start_of(0)  # preempted before it had entered
     assert steps_of(ranks(run_dir, start_of(1, job))) == [0] * WORLD
+
+
+def test_another_job_that_never_enters_changes_nothing(
+    run_dir: Path, ranks: Callable[..., list[Any]], start_of: Callable[..., Start]
+) -> None:
+    ranks(run_dir, start_of(0))
+    publish(run_dir, 2)
+    start_of(0, "42")  # with --fresh too, by mistake: it ends before it had entered
+    assert steps_of(ranks(run_dir, start_of(1))) == [2] * WORLD
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (damaged(Path("x"), OSError(5, "I/O error")), 1),
+        (MemoryError("x: too large"), 1),
+        (UserError("x: another plan"), 2),
+    ],
+)
+def test_ranks_say_alike_whether_the_user_is_asked(
+    error: Exception, code: int, run_dir: Path, ranks: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 1 cannot go on from what all have verified; only bad input keeps a job from being started again."""
+    publish(run_dir, 2)
+    real, first = entering._open, iter([True])
+
+    def open_once(*arguments: Any) -> Any:
+        if next(first, False):
+            return real(*arguments)
+        raise error
+
+    monkeypatch.setattr(entering, "_open", open_once)
+    told = sorted(ranks(run_dir))
+    assert [line.split(": ")[0] for line in told] == [str(code)] * WORLD
+    assert any("another rank cannot go on" in line for line in told) and any("x: " in line for line in told)

@@ -1,6 +1,6 @@
 """Hooks that write on a full disk: what they would write is missing, training and the other ranks go on."""
 
-import shutil
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from janus_mega.checkpoint.tensor_file import damaged
 from janus_mega.config.schema import HealthConfig, SamplesConfig
 from janus_mega.engine.interface import StepResult
 from janus_mega.observe.sinks import SinkGroup
@@ -63,19 +64,22 @@ def test_samples_reach_the_other_ranks(broken: str, tmp_path: Path, monkeypatch:
     def fail(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")
 
+    def refuse(*_: object) -> None:
+        raise damaged(folder, OSError(5, "Input/output error"))
+
     def save_weights(scratch: Path, step: int) -> Path:
         scratch.mkdir(parents=True)
         if broken == "files":
             fill(folder / "step-00000001.png")
             fill(folder / "step-00000001.json.tmp")
         if broken == "removing":
-            monkeypatch.setattr(shutil, "rmtree", fail)
+            monkeypatch.setattr(os, "rmdir", fail)
         return scratch
 
     drawn = (np.zeros((1, 4), np.uint16), np.zeros((1, 3, 2, 2), np.uint8))
     geometry = SimpleNamespace(codebook_size=16)
     model = SimpleNamespace(draw=lambda *_, **__: drawn, dialogue=SimpleNamespace(geometry=geometry))
-    monkeypatch.setattr(samples_module, "load_trained", fail if broken == "reading" else lambda *_: model)
+    monkeypatch.setattr(samples_module, "load_trained", refuse if broken == "reading" else lambda *_: model)
     monkeypatch.setattr(samples_module.dist, "barrier", barriers.append)
     groups: Any = SimpleNamespace(device=torch.device("cpu"), layout=SimpleNamespace(rank=0), host="host")
     saver: Any = SimpleNamespace(own="1", save_weights=save_weights)
