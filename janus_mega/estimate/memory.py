@@ -200,14 +200,18 @@ def _heads(config: RunConfig, batch: MicroBatch, on_cpu: bool) -> int:
         ids = (model.image_tokenizer.codebook_size if is_image else model.backbone.vocab_size) / parallel.tp_size
         total += max(labels, 1) * (hidden + (2 * inner if is_image else 0)) * width
         scored = min(max(labels, 1), config.loss.chunk_tokens)
-        if parallel.tp_size > 1:
-            # Logits as they come, their fp32 copy, the same exponentiated in place; gradients in both.
-            logits, backward = scored * ids * FP32, scored * ids * (FP32 + width)
+        rounded = width if parallel.precision is Precision.bf16 else 0  # logits as they come, and their gradient
+        if parallel.tp_size == 1 and not rounded and not config.loss.z_loss:
+            logits, passing = scored * ids * width, 2 * scored * ids * width
+        elif parallel.tp_size == 1 or config.loss.z_loss:
+            # fp32 logits beside the softmax, which is kept; in backward the gradient in their place.
+            logits, passing = scored * ids * FP32, scored * ids * (FP32 + rounded)
         else:
-            logits, backward = scored * ids * width, 2 * scored * ids * width
+            # fp32 logits, in place exponentiated, divided, and made into their gradient.
+            logits, passing = scored * ids * FP32, scored * ids * rounded
         is_chunked = labels > config.loss.chunk_tokens
         total += 0 if is_chunked else logits
-        largest = max(largest, backward + (logits if is_chunked else 0))
+        largest = max(largest, passing + (logits if is_chunked else 0))
     return round(total + largest)
 
 
@@ -219,7 +223,7 @@ def _update(config: RunConfig, shape: RankShape, dp_size: int, on_cpu: bool) -> 
         return FP32 * shape.trained if on_cpu and dp_size > 1 else 0  # gloo copies what it reduces and scatters
     temporaries = 0 if on_cpu else 2 * mine  # AdamW's denominator and quotient; on the CPU it works in small pieces
     if parallel.precision is Precision.bf16 and parallel.zero_stage == 1:
-        return max(temporaries, FP32 * shape.trained if dp_size > 1 else 0)
+        return max(temporaries, FP32 * min(DEEPSPEED_BUCKET, shape.trained))  # gradients flat, also of one rank
     # Flat copies of this rank's gradients, and at ZeRO-1 the gradients that were averaged.
     copies = mine * (2 if parallel.zero_stage == 1 and dp_size > 1 else 1)
     if parallel.zero_stage > 1:

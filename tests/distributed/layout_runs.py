@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from janus_mega.config.schema import LossConfig, ModelConfig, Module, ParallelConfig
 from janus_mega.engine.state import moment_slices, weight_slices
-from janus_mega.parallel.groups import build_groups
+from janus_mega.parallel.groups import ProcessGroups, build_groups
 from janus_mega.parallel.slices import Slice, assemble_all
 from janus_mega.train.run import build_engine
+from janus_mega.train.workload import BuiltModel
+from tests.support.encoder_calls import EncoderCalls, StepCalls, expected_calls
 from tests.support.ranks import import_what_ranks_need, results_of_ranks
 from tests.support.tiny import TinyWorkload, tiny_recipe
 
@@ -55,6 +58,10 @@ class LayoutRun:
     """exp_avg after one update: (1 - beta1) times the clipped gradient."""
     weights: dict[str, Tensor] = field(default_factory=dict)
     """After WEIGHT_STEPS updates (or the last)."""
+    encoder_calls: list[list[StepCalls]] = field(default_factory=list)
+    """By rank and step."""
+    num_graphs: list[int] = field(default_factory=list)
+    """By rank: what torch.compile made of layers that were called."""
 
 
 AS_IT_IS = Variant()
@@ -72,23 +79,24 @@ def run_layout(
     gather = {
         key: assemble_all(Slice(*piece) for rank in ranks for piece in rank[key]) for key in ("gradients", "weights")
     }
-    return LayoutRun(ranks[0]["losses"], ranks[0]["grad_norms"], **gather)
+    seen = {key: [rank[key] for rank in ranks] for key in ("encoder_calls", "num_graphs")}
+    return LayoutRun(ranks[0]["losses"], ranks[0]["grad_norms"], **gather, **seen)
 
 
-def _train(
-    tmp_path: Path, parallel: ParallelConfig, trainable: tuple[Module, ...], variant: Variant
-) -> dict[str, list[Any]]:
+def _train(tmp_path: Path, parallel: ParallelConfig, trainable: tuple[Module, ...], variant: Variant) -> dict[str, Any]:
     if variant.patch:
         variant.patch()
     groups = build_groups(parallel.tp_size, parallel.pp_size, virtual_pp_size=parallel.virtual_pp_size)
     workload = TinyWorkload(trainable, parallel, variant.model)
     workload.loss, workload.seed = variant.loss, variant.seed
     recipe = tiny_recipe(tmp_path, parallel, variant.num_steps, **variant.optimizer)
+    calls = _watched_encoder(workload)
     engine, shards = build_engine(workload, recipe, groups)
     layout = groups.layout
-    found: dict[str, list[Any]] = {"losses": [], "grad_norms": []}
+    found: dict[str, Any] = {"losses": [], "grad_norms": []}
     for step, batches in enumerate(workload.batches(layout.dp_rank, layout.dp_size, 0, variant.num_steps), start=1):
         counts = torch.stack([workload.count_labels(batch) for batch in batches]).sum(0)
+        calls[0].begin_step()
         result = engine.train_step([workload.place(batch, groups) for batch in batches], counts, lr=1e-3)
         found["losses"].append(result.loss)
         found["grad_norms"].append(result.grad_norm)
@@ -97,7 +105,28 @@ def _train(
             found["gradients"] = [_plain(piece) for piece in moments]
         if step == min(WEIGHT_STEPS, variant.num_steps):
             found["weights"] = [_plain(piece) for piece in weight_slices(engine, shards)]
-    return found
+    return found | {"encoder_calls": calls[0].steps, "num_graphs": counters["stats"]["unique_graphs"]}
+
+
+def _watched_encoder(workload: TinyWorkload) -> list[EncoderCalls]:
+    """Filled when the workload builds its model."""
+    build, calls = workload.build, list[EncoderCalls]()
+
+    def build_watched(groups: ProcessGroups) -> BuiltModel:
+        built = build(groups)
+        calls.append(EncoderCalls(built.chunks[0]))
+        return built
+
+    workload.build = build_watched  # type: ignore[method-assign]
+    return calls
+
+
+def assert_options_acted(run: LayoutRun, parallel: ParallelConfig) -> None:
+    """That the encoder ran where and on as many images as configured, and layers were compiled if they should be."""
+    world_size = len(run.encoder_calls)
+    for rank, steps in enumerate(run.encoder_calls):
+        assert steps == expected_calls(parallel, world_size, rank, len(run.losses)), rank
+    assert [num_graphs > 0 for num_graphs in run.num_graphs] == [parallel.compile] * world_size, run.num_graphs
 
 
 def _plain(piece: Slice) -> tuple[str, tuple[int, ...], tuple[int, ...], Tensor]:

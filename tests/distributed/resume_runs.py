@@ -18,6 +18,7 @@ import torch
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch import Tensor
 
+from data_pipeline.schema import LabelHead, TokenKind
 from data_pipeline.spec import DataSpec
 from janus_mega.checkpoint.compare import Comparison, compare
 from janus_mega.checkpoint.reader import CheckpointReader, open_checkpoint
@@ -41,13 +42,15 @@ from janus_mega.train.order import FixedOrder
 from janus_mega.train.run import run
 from tests.support.ranks import import_what_ranks_need, results_of_ranks
 from tests.support.shards import TinyShards
-from tests.support.tiny import STAGE3, TinyWorkload, tiny_model
+from tests.support.tiny import STAGE3, VOCAB_SIZE, TinyWorkload, tiny_model
 
 import_what_ranks_need()
 
 STEPS = 4
 PLANNED = 6
 """Steps the schedule is made for: rates differ in every step, none is 0."""
+ROWS = 8
+"""Of a step."""
 CHECKPOINTS = "checkpoints"
 
 
@@ -59,7 +62,7 @@ class Case:
     parallel: ParallelConfig
     ema: float = 0.0
     draws: bool = False
-    """Whether batches are changed by all random generators, which then must go on where they were."""
+    """Whether ids and labels follow from all random generators, which then must go on where they were."""
     shards: TinyShards | None = None
     """Real rows of a compiled plan; else the hard rows of `tiny`."""
     trainable: tuple[Module, ...] = STAGE3
@@ -81,14 +84,44 @@ class HashedOrder(FixedOrder):
 
 
 class DrawingWorkload(TinyWorkload):
-    """Pictures are brightened by what five generators say, one draw of each for every micro-batch."""
+    """What a step reads and what it must predict follow from all random generators of the rank.
+
+    Every normal draw makes two numbers and keeps the second for the next draw. A step draws an odd number of times from
+    each generator, so after every other step one number waits, which a checkpoint must keep too. Ranks that differ in
+    dp or pp draw unlike often, so each has states of its own; tp ranks hold the same ids and so draw the same.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._placed = 0
 
     def place(self, batch: dict[str, Tensor], groups: ProcessGroups) -> PlacedBatch:
-        with get_cuda_rng_tracker().fork("data-parallel-rng"):
-            drawn = int(torch.randint(0, 9, ()))
-        drawn += int(torch.randint(0, 9, ())) + random.randrange(9) + int(random.gauss(9, 3))
-        drawn += int(np.random.normal(9, 3))  # noqa: NPY002
-        return super().place({**batch, "pixel_values": batch["pixel_values"] + drawn % 200}, groups)
+        layout = groups.layout
+        in_a_step = ROWS // layout.dp_size // self.parallel.micro_batch_size
+        is_first = self._placed % in_a_step == 0
+        self._placed += 1
+        more = (in_a_step + 1) % 2 + 2 * (layout.dp_rank + layout.dp_size * layout.pp_rank) if is_first else 0
+        drawn = [number for _ in range(1 + more) for number in normal_of_each_generator()]
+        seed = int.from_bytes(sha256(np.array(drawn).tobytes()).digest()[:7], "little")
+        shifts = torch.randint(0, VOCAB_SIZE, batch["input_ids"].shape, generator=torch.Generator().manual_seed(seed))
+        # The first stage of a pipeline reads ids, the last one labels, and each shifts by its own generators.
+        changed = dict(batch)
+        for name, kind, text in (
+            ("input_ids", batch["token_kind"], TokenKind.text),
+            ("labels", batch["label_head"], LabelHead.text),
+        ):
+            changed[name] = torch.where(kind == text, (batch[name] + shifts) % VOCAB_SIZE, batch[name])
+        return super().place(changed, groups)
+
+
+def normal_of_each_generator() -> list[float]:
+    """One draw each of all that are the same over tp; the one that is not is moved on, which its saved state shows."""
+    tracker = get_cuda_rng_tracker()
+    with tracker.fork("model-parallel-rng"):
+        torch.randn(())
+    with tracker.fork("data-parallel-rng"):
+        tracked = torch.randn(()).item()
+    return [tracked, torch.randn(()).item(), random.gauss(0, 1), np.random.normal()]  # noqa: NPY002
 
 
 def undisturbed(run_dir: Path, case: Case, stop: int) -> Path:
@@ -153,7 +186,7 @@ def config_of(run_dir: Path, case: Case, save_every: int) -> RunConfig:
             trainable=list(case.trainable),
             num_steps=PLANNED,
             stop_at_step=case.last_step,
-            global_batch_size=8,
+            global_batch_size=ROWS,
             init_from=case.init_from,
             optimizer_state=case.optimizer_state,
         ),

@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 from janus_mega.config.schema import Backend, ParallelConfig, Recompute
 from janus_mega.parallel.groups import build_groups
 from janus_mega.train.run import build_engine
-from tests.distributed.layout_runs import LayoutRun, compare, over_bar, run_layout
+from tests.distributed.layout_runs import LayoutRun, assert_options_acted, compare, over_bar, run_layout
 from tests.support.ranks import import_what_ranks_need, results_of_ranks
 from tests.support.tiny import STAGE3, TinyWorkload, fp32, tiny_recipe
 
@@ -45,7 +45,9 @@ LAYOUTS = {
 def test_compiled_equals_plain(
     world_size: int, parallel: ParallelConfig, one: LayoutRun, tmp_path: Path, record_property: Any
 ) -> None:
-    figures = compare(run_layout(tmp_path, world_size, parallel, STAGE3), one)
+    run = run_layout(tmp_path, world_size, parallel, STAGE3)
+    assert_options_acted(run, parallel)
+    figures = compare(run, one)
     record_property("figures", str(figures))
     assert over_bar(figures) <= 1, figures
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from janus_mega.config.schema import Backend, ParallelConfig, Precision
 from janus_mega.engine.guards import ZeroGuard
@@ -23,6 +24,98 @@ import_what_ranks_need()
 
 NUM_STEPS = 2
 
+DEVICE = torch.device("cpu")
+"""So spelt it is the device; "cpu" is the host."""
+
+
+class _ReadInBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return values * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient[gradient > 0].sum() + gradient
+
+
+def backward(values: Tensor) -> None:
+    _ReadInBackward.apply(values.clone().requires_grad_()).sum().backward()
+
+
+def filled(values: Tensor) -> Tensor:
+    values[values > 1] = 0.0
+    return values
+
+
+WAITING: dict[str, Callable[[Tensor], Any]] = {
+    "item": lambda x: x[0].item(),
+    "tolist": lambda x: x.tolist(),
+    "bool": lambda x: bool(x[0]),
+    "if": lambda x: 1 if x.any() else 0,
+    "in": lambda x: 1.0 in x,
+    "int": lambda x: int(x[0]),
+    "slice to a tensor": lambda x: x[: x.argmax()],
+    "numpy": lambda x: x.numpy(),
+    "cpu": lambda x: x.cpu(),
+    "to the host": lambda x: x.to("cpu"),
+    "to device=": lambda x: x.to(device="cpu"),
+    "copy_": lambda x: torch.empty(4).copy_(x),
+    "tensor": lambda x: torch.tensor([x[0], 1.0]),
+    "mask": lambda x: x[x > 1],
+    "mask of the host": lambda x: x[torch.tensor([True, False, True, False])],
+    "set mask": lambda x: x.__setitem__(x > 1, x[:2].clone()),
+    "index_put": lambda x: x.index_put((x > 1,), x[0]),
+    "masked_select": lambda x: x.masked_select(x > 1),
+    "nonzero": lambda x: x.nonzero(),
+    "argwhere": lambda x: torch.argwhere(x),
+    "where": lambda x: torch.where(x > 1),
+    "bincount": lambda x: torch.bincount(x.long()),
+    "unique": lambda x: x.unique(),
+    "equal": lambda x: torch.equal(x, x + 1),
+    "allclose": lambda x: torch.allclose(x, x + 1),
+    "repeat_interleave": lambda x: x.repeat_interleave(x.long()),
+    "one_hot": lambda x: torch.nn.functional.one_hot(x.long(), 4),
+    "backward": backward,
+}
+GOING_ON: dict[str, Callable[[Tensor], Any]] = {
+    "arithmetic": lambda x: (x * 2 + torch.ones(4, device=DEVICE)).sum(),
+    "index": lambda x: x[x.long()],
+    "fill mask": lambda x: x.__setitem__(x > 1, 0.0),
+    "fill mask, backward": lambda x: filled(x * torch.ones(4, device=DEVICE, requires_grad=True)).sum().backward(),
+    "masked_fill": lambda x: x.masked_fill(x > 1, 0.0),
+    "where of three": lambda x: torch.where(x > 1, x, 0.0),
+    "repeat_interleave of known size": lambda x: x.repeat_interleave(x.long(), output_size=6),
+    "sent to the host": lambda x: x.to("cpu", non_blocking=True),
+    "copy_ sent": lambda x: torch.empty(4).copy_(x, non_blocking=True),
+    "of the host": lambda x: torch.tensor([1.0, 2.0])[torch.tensor([True, False])].nonzero().tolist(),
+    "uploaded": lambda x: torch.ones(4).to(DEVICE, non_blocking=True) + x,
+}
+
+
+def waits_of(function: Callable[[Tensor], Any]) -> tuple[int, int]:
+    """Reads and uploads."""
+    values = torch.arange(4.0)
+    with HostWaits() as waits:
+        function(values)
+    return waits.reads.total(), waits.uploads.total()
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_what_waits_is_counted(name: str) -> None:
+    num_reads, num_uploads = waits_of(WAITING[name])
+    assert num_reads >= 1 and num_uploads == 0
+
+
+@pytest.mark.parametrize("name", GOING_ON)
+def test_what_does_not_wait_is_not_counted(name: str) -> None:
+    assert waits_of(GOING_ON[name]) == (0, 0)
+
+
+def test_uploads_that_wait_are_counted_and_then_on_the_device() -> None:
+    assert waits_of(lambda x: torch.ones(4).to(DEVICE)) == (0, 1)
+    assert waits_of(lambda x: torch.ones(4).to(DEVICE).tolist()) == (1, 1)
+    assert waits_of(lambda x: torch.tensor([1.0], device=DEVICE)) == (0, 1)
+
 
 def bf16(*degrees: int, **options: Any) -> ParallelConfig:
     return replace(fp32(*degrees, **options), precision=Precision.bf16)
@@ -33,6 +126,7 @@ LAYOUTS = {
     "dp2": (2, fp32()),
     "dp2_zero2": (2, fp32(zero_stage=2)),
     "pp2": (2, fp32(1, 2)),
+    "tp2": (2, fp32(2)),
     "one_bf16": (1, bf16()),
     "tp2_sp_bf16": (2, bf16(2, sequence_parallel=True)),
     "dp2_zero2_bf16": (2, bf16(zero_stage=2)),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from janus_mega.config.schema import Module
-from tests.distributed.layout_runs import BARS, LayoutRun, compare, over_bar, run_layout
+from tests.distributed.layout_runs import BARS, LayoutRun, assert_options_acted, compare, over_bar, run_layout
 from tests.support.layouts import CORE, LAYOUTS, NUM_PICKED, STAGES, picked_layouts
 from tests.support.picked import layout_seed, skip_unless_taken
 from tests.support.tiny import fp32
@@ -31,6 +31,7 @@ def test_layout_equals_one_process(name: str, stage: tuple[str, LayoutRun], tmp_
     skip_unless_taken((stage_name, name), TAKEN)
     world_size, parallel = LAYOUTS[name]
     run = run_layout(tmp_path, world_size, parallel, STAGES[stage_name])
+    assert_options_acted(run, parallel)
     figures = compare(run, one)
     for key, value in figures.items():
         record_property(key, value)

@@ -12,7 +12,7 @@ from janus_mega.config.schema import Backend, LossConfig, Module, ParallelConfig
 from janus_mega.models.janus import JanusChunk
 from janus_mega.models.pathways import WayIn
 from janus_mega.models.placement import PlacedBatch
-from tests.distributed.layout_runs import LayoutRun, Variant, compare, over_bar, run_layout
+from tests.distributed.layout_runs import LayoutRun, Variant, assert_options_acted, compare, over_bar, run_layout
 from tests.support.tiny import STAGE1, STAGE3, fp32, tiny_model
 
 pytestmark = pytest.mark.dist
@@ -95,6 +95,17 @@ def one_stage1(tmp_path_factory: pytest.TempPathFactory) -> LayoutRun:
 @pytest.mark.parametrize("name", AHEAD)
 def test_encoding_ahead_changes_nothing(name: str, one_stage1: LayoutRun, tmp_path: Path, record_property: Any) -> None:
     """Over the five steps are micro-batches, ranks and whole steps without an image to understand."""
-    figures = compare(run_layout(tmp_path, *AHEAD[name]), one_stage1)
+    world_size, parallel, trainable = AHEAD[name]
+    run = run_layout(tmp_path, world_size, parallel, trainable)
+    assert_options_acted(run, parallel)
+    assert_options_acted(one_stage1, fp32())
+    figures = compare(run, one_stage1)
     record_property("figures", str(figures))
     assert over_bar(figures) <= 1, figures
+
+
+@pytest.mark.parametrize("parallel", [fp32(encode_ahead=3), fp32(compile=True)], ids=["encode_ahead", "compile"])
+def test_an_option_that_does_nothing_is_seen(parallel: ParallelConfig, one_stage1: LayoutRun) -> None:
+    """As where the run was made without it."""
+    with pytest.raises(AssertionError):
+        assert_options_acted(one_stage1, parallel)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from janus_mega.config.schema import Backend, CheckpointConfig, HealthConfig, Module, ParallelConfig
 from janus_mega.engine import deepspeed_backend, replicas
-from janus_mega.engine.digests import bits_of, flip_bit
+from janus_mega.engine.digests import bits_of, digest, flip_bit
 from janus_mega.engine.interface import StatefulEngine
 from janus_mega.engine.replicas import CHANGED, MINORITY, STRAY_COPY, STRAY_MASTER, STRAY_PART, UNDECIDED, Replicas
 from janus_mega.models.sharding import ShardedParameter
@@ -31,6 +31,8 @@ pytestmark = pytest.mark.dist
 import_what_ranks_need()
 
 TRIALS = 50
+KINDS = ("sign", "exponent", "mantissa")
+"""Bits that trials flip, in turn."""
 CLEAN_CHECKS = 50 if os.environ.get("JANUS_FAULTS") == "all" else 5
 SMALL = 1000
 """Elements up to which ZeRO-3 keeps a parameter whole here, so that both kinds are there."""
@@ -109,10 +111,10 @@ def flips(parallel: ParallelConfig, trainable: tuple[Module, ...], tmp_path: Pat
 
 
 def _one_flip(looked: Replicas, shards: list[ShardedParameter], rank: int, trial: int) -> tuple[int, str, list[Any]]:
-    """Sign, exponent and mantissa in turn, of any element that a random rank holds of a random parameter."""
+    """One bit of any element that a random rank holds of a random parameter."""
     chance = random.Random(trial)
     victim = chance.randrange(dist.get_world_size())
-    choice, where, kind = chance.random(), chance.random(), trial % 3
+    choice, where, kind = chance.random(), chance.random(), KINDS[trial % len(KINDS)]
     name = ""
     if rank == victim:
         held = [number for number in range(len(shards)) if looked.held(number)[0].numel()]
@@ -120,7 +122,8 @@ def _one_flip(looked: Replicas, shards: list[ShardedParameter], rank: int, trial
         name, values = shards[number].name, looked.held(number)[0]
         width = 8 * values.element_size()
         mantissa = 23 if width == 32 else 7
-        bit = [width - 1, chance.randrange(mantissa, width - 1), chance.randrange(mantissa)][kind]
+        bits = {"sign": (width - 1, width), "exponent": (mantissa, width - 1), "mantissa": (0, mantissa)}
+        bit = chance.randrange(*bits[kind])
         place = int(where * values.numel())
         flip_bit(values, place, bit)
     is_seen = looked.differ()
@@ -317,26 +320,43 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
         assert [name for name in plain if not torch.equal(looked[name], plain[name])] == []
 
 
-@pytest.mark.parametrize("guard", ["bits", "truth"])
-def test_a_weaker_check_would_miss_flips(guard: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guards of this file fail without what they guard: a digest that knows no signs; copies that are compared with
-    one another alone."""
+def without_signs(values: torch.Tensor, start: int = 0) -> torch.Tensor:
+    bits = bits_of(values)
+    return digest((bits & torch.iinfo(bits.dtype).max).view(values.dtype), start)
 
-    def without_signs(values: torch.Tensor, start: int = 0) -> torch.Tensor:
-        return values.double().square().sum().to(torch.int64)
+
+@pytest.mark.parametrize("parallel", [fp32(), ParallelConfig()], ids=["fp32", "bf16"])
+def test_a_digest_without_signs_misses_flipped_signs_alone(
+    parallel: ParallelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trials above can fail: each of them is found by the very bit it flips."""
+    monkeypatch.setattr(replicas, "digest", without_signs)
+    ranks: list[Any] = results_of_ranks(flips, 2, parallel, STAGE3, tmp_path, TRIALS)
+    for trial in range(TRIALS):
+        victim = ranks[0][trial][0]
+        _, name, odd = ranks[victim][trial]
+        other = ranks[1 - victim][trial][2]
+        if KINDS[trial % len(KINDS)] == "sign":
+            assert odd is other is None, (trial, name)
+        else:
+            assert ([found for found, _ in odd or []], other) == ([name], []), trial
+
+
+def test_copies_compared_with_one_another_alone_would_name_the_wrong_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the owners of masters expect tells which of two copies is right."""
 
     def no_truth(self: Replicas, number: int) -> torch.Tensor:
         return self._held_digest(number) if self._groups.layout.dp_rank == 0 else self._zero()
 
-    if guard == "bits":
-        monkeypatch.setattr(replicas, "digest", without_signs)
-    else:
-        monkeypatch.setattr(Replicas, "_told_digest", no_truth)
+    monkeypatch.setattr(Replicas, "_told_digest", no_truth)
     ranks: list[Any] = results_of_ranks(flips, 2, fp32(), STAGE3, tmp_path, TRIALS)
-    found = [ranks[ranks[0][trial][0]][trial] for trial in range(TRIALS)]
-    others = [ranks[1 - ranks[0][trial][0]][trial][2] for trial in range(TRIALS)]
-    right = [bool(odd) and [name for name, _ in odd] == [expected] for _, expected, odd in found]
-    assert not all(is_named and other == [] for is_named, other in zip(right, others, strict=True))
+    for trial in range(TRIALS):
+        victim = ranks[0][trial][0]
+        _, name, odd = ranks[victim][trial]
+        is_right = [found for found, _ in odd or []] == [name] and ranks[1 - victim][trial][2] == []
+        assert is_right == (victim == 1), (trial, name)
 
 
 def run_checked(run_dir: Path, parallel: ParallelConfig) -> list[str]:

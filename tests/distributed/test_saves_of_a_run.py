@@ -1,15 +1,18 @@
 """A run that saves beside training trains and saves, bit for bit, what one does that waits for each save."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
+from janus_mega.checkpoint.disk import Disk
 from janus_mega.checkpoint.manager import list_checkpoints
 from janus_mega.checkpoint.staging import GIB, Snapshot, Staging, in_file_order
 from janus_mega.config.schema import CheckpointConfig, ParallelConfig, Schedule
@@ -33,9 +36,42 @@ def alias(self: Staging, slices: Any) -> Snapshot:
     return Snapshot(in_file_order(slices), 0, lambda: None)
 
 
+class LateDisk(Disk):
+    """Tensors of a step are written when those in memory are of the next one."""
+
+    def __init__(self) -> None:
+        self.num_updates = 0
+        self._changed = threading.Condition()
+        plain = run_module.train
+
+        def train_and_tell(engine: Any, *rest: Any) -> int:
+            step = engine.train_step
+
+            def step_and_tell(*arguments: Any) -> Any:
+                result = step(*arguments)
+                with self._changed:
+                    self.num_updates += 1
+                    self._changed.notify_all()
+                return result
+
+            engine.train_step = step_and_tell
+            return plain(engine, *rest)
+
+        run_module.train = train_and_tell
+
+    def write(self, file: BinaryIO, content: bytes | memoryview) -> None:
+        path = Path(str(file.name))
+        if path.suffix == ".safetensors":
+            step = int(re.search(r"step-(\d{8})", str(path))[1])  # type: ignore[index]
+            with self._changed:
+                assert self._changed.wait_for(lambda: self.num_updates >= min(step + 1, STEPS), timeout=60.0)
+        super().write(file, content)
+
+
 def train(run_dir: Path, parallel: ParallelConfig, checkpoint: dict[str, Any], patch: str = "") -> str:
-    """One run that saves every step to a slow disk; why it failed, or empty."""
-    saving.DISK = SlowDisk(0.002)
+    """One run that saves every step, beside training if it can no earlier than the next step; why it failed, or
+    empty."""
+    saving.DISK = SlowDisk(0.002) if checkpoint else LateDisk()
     if patch == "no copy":
         Staging.snapshot = alias  # type: ignore[method-assign]
     if patch == "full":
@@ -105,12 +141,16 @@ disk = SlowDisk(0.2) if ending == "error" else ShutDisk()
 with held_saver(run_dir, disk) as (state, saver):
     state.train(1)
     saver.save(1)
-    if ending == "stopped peer" and os.environ["RANK"] == "1":
-        time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGSTOP)
     if ending == "stopped peer":
+        assert disk.reached.wait(60.0)
+        peer = run_dir / "peer"
+        if os.environ["RANK"] == "1":
+            peer.with_suffix(".new").write_text(str(os.getpid()))
+            peer.with_suffix(".new").rename(peer)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        while not peer.exists() or "State:\tT" not in Path(f"/proc/{peer.read_text()}/status").read_text():
+            time.sleep(0.01)
         disk.gate.set()
-        time.sleep(1.5)
     raise RuntimeError("the run met an error")
 """
 

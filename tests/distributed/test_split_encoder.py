@@ -11,7 +11,7 @@ from janus_mega.config.load import load_config
 from janus_mega.config.schema import ParallelConfig, RunConfig
 from janus_mega.config.validate import run_problems
 from janus_mega.parallel.layout import share_of
-from tests.distributed.layout_runs import Variant, compare, over_bar, run_layout
+from tests.distributed.layout_runs import Variant, assert_options_acted, compare, over_bar, run_layout
 from tests.support.tiny import STAGE1, STAGE3, fp32, tiny_model
 
 pytestmark = pytest.mark.dist
@@ -35,7 +35,9 @@ def test_dealt_images_leave_training_alone(
 ) -> None:
     variant = Variant(model=four_heads(), optimizer={"eps": 1e-6})  # weights then follow gradients, not their rounding
     one = run_layout(tmp_path, 1, fp32(), trainable, variant)
-    figures = compare(run_layout(tmp_path, world_size, parallel, trainable, variant), one)
+    run = run_layout(tmp_path, world_size, parallel, trainable, variant)
+    assert_options_acted(run, parallel)
+    figures = compare(run, one)
     for key, value in figures.items():
         record_property(key, value)
     assert over_bar(figures) <= 1, figures

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from janus_mega.checkpoint.reader import open_checkpoint
 from janus_mega.cli import main as cli
 from janus_mega.config.load import save
 from janus_mega.config.schema import CheckpointConfig, HangAction, HealthConfig
-from janus_mega.observe.sinks import read_metrics
+from janus_mega.parallel.groups import ProcessGroups
 from janus_mega.train.faults import VARIABLE
+from janus_mega.train.janus import JanusWorkload
 from tests.distributed.test_watching import plain_config
 from tests.support.ranks import import_what_ranks_need
 from tests.support.shards import TinyShards, make_shards
@@ -59,11 +60,46 @@ class Command:
         return self.log.read_text()
 
 
-def start(*words: object, faults: str = "", folder: Path) -> Command:
+class Border:
+    """A step that ranks begin when the test says so, so that what it does meanwhile comes in time."""
+
+    def __init__(self, folder: Path, step: int = 4) -> None:
+        self._folder = folder / f"border-{step}"
+        self._folder.mkdir()
+        self._step = step
+
+    def hold(self) -> None:
+        """In a command, before it begins: each of its ranks waits before that step."""
+        place, steps = JanusWorkload.place, JanusWorkload.batches
+
+        def batches(workload: JanusWorkload, dp_rank: int, dp_size: int, first: int, last: int) -> Iterator[Any]:
+            for number, loaded in enumerate(steps(workload, dp_rank, dp_size, first, last), first + 1):
+                workload.is_held = number == self._step  # type: ignore[attr-defined]
+                yield loaded
+
+        def placed(workload: JanusWorkload, batch: Any, groups: ProcessGroups) -> Any:
+            if getattr(workload, "is_held", False):
+                (self._folder / f"rank-{groups.layout.rank}").touch()
+                wait_for((self._folder / "open").exists)
+            return place(workload, batch, groups)
+
+        JanusWorkload.batches, JanusWorkload.place = batches, placed  # type: ignore[method-assign, assignment]
+
+    def wait(self, num_ranks: int) -> None:
+        """Until all ranks have come to it."""
+        wait_for(lambda: len(list(self._folder.glob("rank-*"))) == num_ranks)
+
+    def open(self) -> None:
+        (self._folder / "open").touch()
+
+
+def start(*words: object, faults: str = "", folder: Path, border: Border | None = None) -> Command:
     log = folder / f"log-{len(list(folder.glob('log-*')))}"
     log.touch()
     pid = os.fork()
     if pid == 0:
+        if border is not None:
+            border.hold()
         _become_command([str(word) for word in words], faults, log)
     return Command(pid, log)
 
@@ -116,12 +152,6 @@ def maker(shards: TinyShards, tmp_path: Path) -> Callable[..., tuple[Path, Path]
     return make
 
 
-def steps_done(run_dir: Path) -> int:
-    return (
-        max([line["step"] for line in read_metrics(run_dir)], default=0) if (run_dir / "metrics.jsonl").exists() else 0
-    )
-
-
 def outcome_of(run_dir: Path) -> str:
     last = max((run_dir / "attempts").iterdir())
     return str(json.loads((last / "command.json").read_text())["outcome"])
@@ -153,12 +183,14 @@ def test_a_signal_to_the_whole_group_stops_a_run_that_then_goes_on(
     number: signal.Signals, make_run: Callable[..., tuple[Path, Path]], undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     yaml, run_dir = make_run()
-    command = start("train", yaml, "--ranks", 2, folder=tmp_path)
-    wait_for(lambda: steps_done(run_dir) >= 2)
+    border = Border(tmp_path)
+    command = start("train", yaml, "--ranks", 2, folder=tmp_path, border=border)
+    border.wait(2)
     os.killpg(command.pid, number)
+    border.open()
     assert command.wait() == 75, command.said()
     (saved,) = list_checkpoints(run_dir / "checkpoints")
-    assert 2 <= saved.step < STEPS
+    assert 4 <= saved.step < STEPS
     told = f"stopped by {number.name} on rank 0, 1; step {saved.step} of {STEPS} is saved as {saved.path}"
     assert told in outcome_of(run_dir) and told in command.said()
     assert f"{number.name} on rank 1 in step" in command.said()
@@ -168,11 +200,13 @@ def test_a_signal_to_the_whole_group_stops_a_run_that_then_goes_on(
 
 
 def test_one_process_alone_ends_with_the_same_code(make_run: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:
-    yaml, run_dir = make_run()
-    command = start("train", yaml, folder=tmp_path)
-    wait_for(lambda: steps_done(run_dir) >= 2)
+    yaml, _ = make_run()
+    border = Border(tmp_path)
+    command = start("train", yaml, folder=tmp_path, border=border)
+    border.wait(1)
     os.killpg(command.pid, signal.SIGTERM)
     os.killpg(command.pid, signal.SIGUSR1)
+    border.open()
     assert command.wait() == 75, command.said()
     assert "janus-mega: tiny: stopped by SIG" in command.said()
     assert "the run is stopping already, nothing changes" in command.said()

@@ -208,7 +208,7 @@ def test_a_rank_that_stops_is_named(disturb: Callable[..., None], tmp_path: Path
     run_dir = tmp_path / "run"
     processes = start(run_dir, STEPS, HangAction.abort, disturb)
     try:
-        processes[0].join(40)
+        processes[0].join(90)
         (path,) = reports(run_dir)
         report = json.loads(path.read_text())
         after_s = report["time"] - float((run_dir / STOPPED_FILE).read_text())

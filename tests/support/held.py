@@ -146,6 +146,20 @@ class ShutDisk(Disk):
         super().write(file, content)
 
 
+class DiskUntil(Disk):
+    """Nothing is written before something is so."""
+
+    def __init__(self, condition: Callable[[], bool]) -> None:
+        self._condition = condition
+
+    def write(self, file: BinaryIO, content: bytes | memoryview) -> None:
+        deadline = time.monotonic() + 60.0
+        while not self._condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        super().write(file, content)
+
+
 class SlowDisk(Disk):
     """Each write takes a while, before and after the bytes are taken."""
 

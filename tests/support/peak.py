@@ -12,7 +12,9 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
-SETTLING_S = 0.01
+SETTLING_S = 0.02
+BETWEEN_SPANS_S = 0.2
+"""The same for what the stretch before left behind, which would lie under all of the next one."""
 
 
 class SettledCollectives(TorchDispatchMode):
@@ -44,6 +46,7 @@ class AllocatedPeak:
     def span(self) -> Any:
         """A stretch whose peak is asked for; of several, the lowest peak counts."""
         gc.collect()
+        time.sleep(BETWEEN_SPANS_S)
         return record_function(_MARK)
 
     def __exit__(self, *error: Any) -> None:
