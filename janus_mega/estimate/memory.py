@@ -46,7 +46,8 @@ class Memory:
     moments: int
     gradients: int
     buckets: int
-    """Gradient bucket of DeepSpeed's ZeRO-2 and 3; with ZeRO-3 also weights that are gathered."""
+    """Gradient bucket of DeepSpeed's ZeRO-2 and 3, twice where it is reduced before backward is over; with ZeRO-3 also
+    weights that are gathered."""
     batches: int
     """Placed micro-batches of the step."""
     activations: int
@@ -56,7 +57,8 @@ class Memory:
     heads: int
     """Final norm, scored positions and logits of a micro-batch, its backward included."""
     update: int
-    """What the optimizer's step needs beyond; activations are gone by then."""
+    """What the optimizer's step, or a reduction that waits for the end of backward, needs beyond; activations are gone
+    by then."""
     overhead: int
     """The framework, a stated constant."""
 
@@ -88,6 +90,7 @@ def step_memory(
     weights, masters, moments, gradients = _states(config, shape, dp_size)
     in_flight = micro_batches_in_flight(config, pp_rank, num_batches)
     layers, transient = _layers(config, shape, batch, on_cpu)
+    reduction, is_reduced_late = _reduction(config, shape, dp_size, on_cpu), shape.trained <= DEEPSPEED_BUCKET
     per_token = BATCH_BYTES_PER_TOKEN + (CPU_BATCH_BYTES_PER_TOKEN if on_cpu else 0)
     pixels = 3 * config.model.understanding.image_size**2 * batch.images * (2 if on_cpu else 1)
     return Memory(
@@ -95,12 +98,12 @@ def step_memory(
         masters=masters,
         moments=moments,
         gradients=gradients,
-        buckets=_buckets(config, shape),
+        buckets=_buckets(config, shape) + (0 if is_reduced_late else reduction),
         batches=num_batches * (per_token * batch.tokens + pixels),
         activations=round(in_flight * layers + transient),
         encoder=round(in_flight * _pathways(config, shape, batch)),
         heads=_heads(config, batch, on_cpu) if shape.is_last else 0,
-        update=_update(config, shape, dp_size, on_cpu),
+        update=max(_update(config, shape, dp_size, on_cpu), reduction if is_reduced_late else 0),
         overhead=0 if on_cpu else CUDA_OVERHEAD_BYTES,
     )
 
@@ -136,6 +139,17 @@ def _buckets(config: RunConfig, shape: RankShape) -> int:
         # Gathered: everything of a small model (nothing is let go that is needed again within 1e9 elements).
         return FP32 * bucket + width * min(shape.weights, 1_000_000_000 + ZERO3_PERSISTENT)
     return 0 if parallel.zero_stage == 1 else width * bucket  # ZeRO-1 reduces when backward is over: see _update
+
+
+def _reduction(config: RunConfig, shape: RankShape, dp_size: int, on_cpu: bool) -> int:
+    """What reducing a bucket needs beside it: ZeRO-3 sorts it by rank into a copy, bf16 at ZeRO-2 is summed in fp32."""
+    parallel = config.parallel
+    if parallel.backend is Backend.megatron or parallel.zero_stage == 1 or dp_size == 1:
+        return 0
+    bucket, is_zero3 = min(DEEPSPEED_BUCKET, shape.trained), parallel.zero_stage == 3
+    copy = FP32 * bucket if is_zero3 or parallel.precision is Precision.bf16 else 0
+    gloo = (FP32 if is_zero3 else element_bytes(config)) * bucket if on_cpu else 0
+    return copy + gloo
 
 
 def _layers(config: RunConfig, shape: RankShape, batch: MicroBatch, on_cpu: bool) -> tuple[float, float]:

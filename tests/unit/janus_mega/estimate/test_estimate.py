@@ -15,6 +15,7 @@ from janus_mega.estimate.gpus import gpu_of
 from janus_mega.estimate.memory import micro_batches_in_flight
 from janus_mega.estimate.run import bubble_fraction, estimate, ranked
 from janus_mega.estimate.shape import rank_shapes
+from janus_mega.estimate.traffic import DEEPSPEED_BUCKET, ZERO3_PERSISTENT
 from janus_mega.models.count import total_parameters
 
 STAGE2 = "configs/run/janus_pro_7b_stage2.yaml"
@@ -45,6 +46,18 @@ def test_zero_spreads_optimizer_state_and_stage_3_the_weights():
     assert memory[1].moments == memory[3].moments
     assert memory[2].gradients * 63 < memory[1].gradients
     assert memory[3].weights * 63 < memory[1].weights
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "precision", "per_element"), [(1, "bf16", 0), (2, "bf16", 2 + 4), (2, "fp32", 4), (3, "bf16", 4 + 4)]
+)
+def test_a_bucket_is_reduced_beside_a_copy(zero_stage: int, precision: str, per_element: int):
+    """ZeRO-3 sorts it by rank, bf16 is summed in fp32; a 7B model fills many before its backward pass is over."""
+    words = ("parallel.tp_size=1", "parallel.sequence_parallel=false", f"parallel.zero_stage={zero_stage}")
+    config = config_of(*words, f"parallel.precision={precision}")
+    gathered = 2 * (1_000_000_000 + ZERO3_PERSISTENT) if zero_stage == 3 else 0
+    memory = estimate(config, 64, H100, 0.4).ranks[0].memory
+    assert memory.buckets == per_element * DEEPSPEED_BUCKET + gathered
 
 
 @pytest.mark.parametrize(
