@@ -39,13 +39,18 @@ def on_ranks(fn: Callable[[Any], Any], config: Any, ranks: int, torch_threads: i
 
     from janus_mega.observe.log import setup_logging
     from janus_mega.parallel.forked import codes_of_gpu_ranks, codes_of_ranks
-    from janus_mega.train.exits import BAD_INPUT, DONE, RunEnded, most_telling
+    from janus_mega.train.exits import BAD_INPUT, DONE, RunEnded, Stopped, most_telling
 
     if ranks == 1:
         if torch_threads:
             torch.set_num_threads(torch_threads)
         setup_logging(int(os.environ.get("RANK", "0")))
-        fn(config)
+        try:
+            fn(config)
+        except Stopped:  # all ranks agreed on it
+            _leave()
+            raise
+        _leave()
         return
     # Counted by the driver's management library: asking CUDA itself would start it here, and forks could not use it.
     num_gpus = torch.cuda.device_count()
@@ -70,6 +75,14 @@ def on_ranks(fn: Callable[[Any], Any], config: Any, ranks: int, torch_threads: i
         ended = RunEnded(told[0] if told else ", ".join(_told_code(rank, code) for rank, code in enumerate(codes)))
         ended.exit_code = code
         raise ended
+
+
+def _leave() -> None:
+    """Leaves a launcher's job in order: threads of groups that nobody has left could abort the way out of a process."""
+    from janus_mega.parallel.groups import destroy_groups
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        destroy_groups()
 
 
 def _told_code(rank: int, code: int | None) -> str:

@@ -7,13 +7,16 @@ number of threads. A process that has touched CUDA cannot be forked, and importi
 are started from nothing and join as under a launcher. Jobs of several machines are started by torchrun or srun.
 """
 
+import logging
 import multiprocessing
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -172,7 +175,19 @@ def _started_rank(rank: int, world_size: int, port: int, torch_threads: int, fn:
     torch.set_num_threads(torch_threads)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ.update(WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size))
-    fn(*args)
+    code = 1
+    try:
+        fn(*args)
+        code = 0
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # as forked ones end: threads of groups that nobody has left could abort the way out
 
 
 def _rank_main(

@@ -136,6 +136,7 @@ def build_groups(
 
 
 def destroy_groups() -> None:
-    """Leaves the job; a process that goes on may join another. Collective over: world."""
-    parallel_state.destroy_model_parallel()
-    dist.destroy_process_group()
+    """Leaves the job, if there is one; a process that goes on may join another. Collective over: world."""
+    if dist.is_initialized():
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
