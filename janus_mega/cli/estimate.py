@@ -120,7 +120,7 @@ def _lines(one: "Estimate", gpu: "Gpu", gpu_name: str, mfu: float) -> Iterator[s
     ]
     memory.append({"GiB": "peak", **{f"stage {n}": f"{r.memory.peak / GIB:.2f}" for n, r in enumerate(one.ranks)}})
     yield from _table(memory)
-    yield "`update` replaces activations, encoder and heads; overhead is a stated constant"
+    yield "`update` replaces gathered weights, activations, encoder and heads; overhead is a stated constant"
     for number, rank in enumerate(one.ranks):
         for key in sorted(rank.traffic.calls):
             size, calls = rank.traffic.bytes[key] / GIB, rank.traffic.calls[key]

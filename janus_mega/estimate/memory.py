@@ -17,8 +17,9 @@ trades these for a layer's input (full) or the attention's inputs (selective), p
 computed again.
 
 The peak is the larger of two moments: backward of the last micro-batch's head with everything in flight, and the
-update. 1F1B keeps pp_size - rank micro-batches in flight, an interleaved pipeline (pp_size - rank - 1) * 2 +
-(v - 1) * pp_size + 1 chunks. What a process needs besides tensors is a constant, stated apart.
+update (or a reduction that waits for the end of backward). 1F1B keeps pp_size - rank micro-batches in flight, an
+interleaved pipeline (pp_size - rank - 1) * 2 + (v - 1) * pp_size + 1 chunks. What a process needs besides tensors is a
+constant, stated apart.
 """
 
 from dataclasses import dataclass, fields
@@ -27,10 +28,12 @@ from janus_mega.config import derive
 from janus_mega.config.schema import Backend, Module, Precision, Recompute, RunConfig
 from janus_mega.estimate.batch import MicroBatch
 from janus_mega.estimate.shape import RankShape, element_bytes, enters_trained
-from janus_mega.estimate.traffic import DEEPSPEED_BUCKET, FP32, NUM_TASKS, ZERO3_PERSISTENT
+from janus_mega.estimate.traffic import DEEPSPEED_BUCKET, FP32, NUM_TASKS, ZERO3_PERSISTENT, ZERO3_PREFETCH
 
 CUDA_OVERHEAD_BYTES = 2_500_000_000
 """CUDA context, NCCL's buffers, cuBLAS workspace and fragmentation: stated, not derived, and not measured here."""
+ZERO3_LIVE = 1_000_000_000
+"""Elements that DeepSpeed's ZeRO-3 has gathered at most, small tensors apart."""
 BATCH_BYTES_PER_TOKEN = 48
 """Ids, positions, indices and labels of a placed micro-batch, all int64."""
 CPU_BATCH_BYTES_PER_TOKEN = 27
@@ -46,8 +49,10 @@ class Memory:
     moments: int
     gradients: int
     buckets: int
-    """Gradient bucket of DeepSpeed's ZeRO-2 and 3, twice where it is reduced before backward is over; with ZeRO-3 also
-    weights that are gathered."""
+    """Gradient bucket of DeepSpeed's ZeRO-2 and 3, with what reduces it where that is before backward is over; with
+    ZeRO-3 also small weights, which stay gathered through a step."""
+    gathered: int
+    """ZeRO-3's weights in use: whole, and once more what the last gather brought, as it came."""
     batches: int
     """Placed micro-batches of the step."""
     activations: int
@@ -57,8 +62,8 @@ class Memory:
     heads: int
     """Final norm, scored positions and logits of a micro-batch, its backward included."""
     update: int
-    """What the optimizer's step, or a reduction that waits for the end of backward, needs beyond; activations are gone
-    by then."""
+    """What the optimizer's step, or a reduction that waits for the end of backward, needs beyond; activations and
+    gathered weights are gone by then."""
     overhead: int
     """The framework, a stated constant."""
 
@@ -70,7 +75,7 @@ class Memory:
     @property
     def peak(self) -> int:
         """The most at any moment of a step."""
-        moving = self.activations + self.encoder + self.heads
+        moving = self.gathered + self.activations + self.encoder + self.heads
         return self.held + self.gradients + self.buckets + max(moving, self.update)
 
     def parts(self) -> dict[str, int]:
@@ -99,6 +104,7 @@ def step_memory(
         moments=moments,
         gradients=gradients,
         buckets=_buckets(config, shape) + (0 if is_reduced_late else reduction),
+        gathered=_gathered(config, shape),
         batches=num_batches * (per_token * batch.tokens + pixels),
         activations=round(in_flight * layers + transient),
         encoder=round(in_flight * _pathways(config, shape, batch)),
@@ -136,9 +142,21 @@ def _buckets(config: RunConfig, shape: RankShape) -> int:
         return 0
     bucket = min(DEEPSPEED_BUCKET, shape.trained)
     if parallel.zero_stage == 3:
-        # Gathered: everything of a small model (nothing is let go that is needed again within 1e9 elements).
-        return FP32 * bucket + width * min(shape.weights, 1_000_000_000 + ZERO3_PERSISTENT)
+        return FP32 * bucket + width * (shape.weights - _large(shape))
     return 0 if parallel.zero_stage == 1 else width * bucket  # ZeRO-1 reduces when backward is over: see _update
+
+
+def _gathered(config: RunConfig, shape: RankShape) -> int:
+    """Weights that a step has whole for a while, and the last gather, which is cut into them by copying."""
+    if config.parallel.backend is Backend.megatron or config.parallel.zero_stage < 3:
+        return 0
+    large = _large(shape)  # all of a small model: nothing is let go that is needed again soon
+    return element_bytes(config) * (min(large, ZERO3_LIVE) + min(large, ZERO3_PREFETCH))
+
+
+def _large(shape: RankShape) -> int:
+    """Elements of the tensors that ZeRO-3 gathers for each micro-batch."""
+    return sum(size for size in shape.tensors if size > ZERO3_PERSISTENT)
 
 
 def _reduction(config: RunConfig, shape: RankShape, dp_size: int, on_cpu: bool) -> int:

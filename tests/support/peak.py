@@ -9,6 +9,8 @@ import gc
 import time
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,15 +20,18 @@ BETWEEN_SPANS_S = 0.2
 
 
 class SettledCollectives(TorchDispatchMode):
-    """While entered, a rank rests after every collective.
+    """While entered, a rank waits for every collective and rests.
 
-    gloo's threads let go of what they carried a moment after the caller has it, so without a rest a peak holds one to
-    several messages that are gone already, differently in every run.
+    A gloo thread that lets go of a message later than its caller does so where the profiler does not look: the message
+    would count as held until the end. Enter before the first collective.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func.namespace == "c10d":
+            works = [item for item in result if isinstance(item, torch.ScriptObject)] if type(result) is tuple else []
+            for work in works:  # a lone one is of a send or a receive, which its peer may not have entered yet
+                dist.Work.unbox(work).wait()
             time.sleep(SETTLING_S)
         return result
 

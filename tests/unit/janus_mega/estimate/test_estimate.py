@@ -12,10 +12,10 @@ from janus_mega.cli.main import app
 from janus_mega.config.load import load_config
 from janus_mega.config.schema import ParallelConfig, RunConfig
 from janus_mega.estimate.gpus import gpu_of
-from janus_mega.estimate.memory import micro_batches_in_flight
+from janus_mega.estimate.memory import ZERO3_LIVE, micro_batches_in_flight
 from janus_mega.estimate.run import bubble_fraction, estimate, ranked
 from janus_mega.estimate.shape import rank_shapes
-from janus_mega.estimate.traffic import DEEPSPEED_BUCKET, ZERO3_PERSISTENT
+from janus_mega.estimate.traffic import DEEPSPEED_BUCKET, ZERO3_PERSISTENT, ZERO3_PREFETCH
 from janus_mega.models.count import total_parameters
 
 STAGE2 = "configs/run/janus_pro_7b_stage2.yaml"
@@ -55,9 +55,10 @@ def test_a_bucket_is_reduced_beside_a_copy(zero_stage: int, precision: str, per_
     """ZeRO-3 sorts it by rank, bf16 is summed in fp32; a 7B model fills many before its backward pass is over."""
     words = ("parallel.tp_size=1", "parallel.sequence_parallel=false", f"parallel.zero_stage={zero_stage}")
     config = config_of(*words, f"parallel.precision={precision}")
-    gathered = 2 * (1_000_000_000 + ZERO3_PERSISTENT) if zero_stage == 3 else 0
     memory = estimate(config, 64, H100, 0.4).ranks[0].memory
-    assert memory.buckets == per_element * DEEPSPEED_BUCKET + gathered
+    small = sum(size for size in rank_shapes(config)[0].tensors if size <= ZERO3_PERSISTENT) if zero_stage == 3 else 0
+    assert memory.buckets == per_element * DEEPSPEED_BUCKET + 2 * small
+    assert memory.gathered == (2 * (ZERO3_LIVE + ZERO3_PREFETCH) if zero_stage == 3 else 0)
 
 
 @pytest.mark.parametrize(
