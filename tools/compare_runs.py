@@ -10,13 +10,14 @@ told, and are a difference when equality is asserted.
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from janus_mega.observe.lenient import read_lines
 
 METRICS_FILE, BATCHES_FILE = "metrics.jsonl", "batches.jsonl"
 BATCH_HASH = "batch_hash"
@@ -50,9 +51,7 @@ def read_steps(run_dir: Path) -> Steps:
         path = run_dir / file
         if not path.exists():
             continue
-        *lines, _ = path.read_text(encoding="utf-8").split("\n")  # a kill may leave half a line
-        for line in lines:
-            row = json.loads(line)
+        for row in read_lines(path):
             values = {name: value for name, value in row.items() if name != "step" and not is_of_machine(name)}
             steps.setdefault(int(row["step"]), {}).update(values)
     if not steps:

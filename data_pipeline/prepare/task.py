@@ -2,6 +2,7 @@
 
 import errno
 import time
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ REPORT_EVERY_S = 0.2
 """How often a task says how far it is."""
 
 
-class Preparer:
+class Preparer(ABC):
     """One kind of shards: turns raw records into samples. It pickles, for processes that start afresh.
 
     `add` is called for every record in order. A preparer that works ahead (it reads and decodes in threads, say) hears
@@ -29,25 +30,25 @@ class Preparer:
     lookahead: int = 0
     """Records that are announced before the one to add."""
 
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What its output depends on besides the options and the input, ready for JSON."""
-        raise NotImplementedError
 
-    def announce(self, record: RawRecord) -> None:
+    def announce(self, record: RawRecord) -> None:  # noqa: B027 - most kinds have nothing to do here
         """Hears of a record that will be added later."""
 
+    @abstractmethod
     def add(self, record: RawRecord, writer: ShardWriter) -> None:
         """Adds the samples of a record.
 
         Raises:
             Reject: The record cannot be used.
         """
-        raise NotImplementedError
 
-    def end_shard(self, writer: ShardWriter) -> None:
+    def end_shard(self, writer: ShardWriter) -> None:  # noqa: B027
         """Writes what is still held back for this shard."""
 
-    def abandon(self) -> None:
+    def abandon(self) -> None:  # noqa: B027
         """Forgets what is held back: the shard will not be finished."""
 
 

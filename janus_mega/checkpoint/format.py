@@ -21,8 +21,9 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -266,8 +267,13 @@ def find_damage(directory: Path, *, content: bool = True) -> str | None:
         directory: the checkpoint.
         content: also hash every file; otherwise names, kinds and sizes alone.
     """
+    return damage_of(partial(check_directory, directory, content=content))
+
+
+def damage_of(check: Callable[[], object]) -> str | None:
+    """What a check raises about a checkpoint, as a line; None where it raises nothing."""
     try:
-        check_directory(directory, content=content)
+        check()
     except (UserError, OSError) as error:
         return str(error)
     return None
@@ -291,17 +297,8 @@ def check_directory(directory: Path, *, content: bool = True) -> None:
         check_table(directory, manifest)
 
 
-def find_table_damage(directory: Path, manifest: Mapping[str, Any]) -> str | None:
-    """One line about where the table of tensors and the headers of their files disagree, or None; reads no tensor."""
-    try:
-        check_table(directory, manifest)
-    except UserError as error:
-        return str(error)
-    return None
-
-
 def check_table(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Raises UserError where `find_table_damage` finds something."""
+    """Raises UserError where the table of tensors and the headers of their files disagree; reads no tensor."""
     read_index(directory, manifest).check_all()
 
 
@@ -325,24 +322,18 @@ def _strangers(directory: Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
                 yield path
 
 
-def find_file_damage(directory: Path, manifest: Mapping[str, Any], name: str, *, content: bool = True) -> str | None:
-    """One line about what is wrong with one listed file, or None.
+def check_file(directory: Path, manifest: Mapping[str, Any], name: str, *, content: bool = True) -> None:
+    """Compares one file with what the manifest says of it.
 
     Args:
         directory: the checkpoint.
         manifest: its manifest.
         name: one of its files.
         content: hash it; otherwise its kind and size alone.
+
+    Raises:
+        UserError: it is damaged; `Unreadable` if the system did not give it.
     """
-    try:
-        check_file(directory, manifest, name, content=content)
-    except UserError as error:
-        return str(error)
-    return None
-
-
-def check_file(directory: Path, manifest: Mapping[str, Any], name: str, *, content: bool = True) -> None:
-    """Raises UserError where `find_file_damage` finds something; `Unreadable` if the system did not give the file."""
     path, entry = directory / name, manifest["files"][name]
     try:
         status = path.lstat()

@@ -370,17 +370,12 @@ def find_latest(root: Path, accept: Callable[[int], bool] = lambda step: True) -
         UnknownSchema: another version wrote the newest; what it saved is not given up in silence.
     """
     for entry in reversed([entry for entry in list_checkpoints(root) if accept(entry.step)]):
-        damage = find_step_damage(entry, content=True)
+        damage = find_damage(entry.path)
         if damage is None:
             return entry.path
         refuse_unknown_schema(entry.path)
         _log.warning("passing over a damaged checkpoint: %s", damage)
     return None
-
-
-def find_step_damage(entry: Found, *, content: bool) -> str | None:
-    """`format.find_damage` of a listed checkpoint."""
-    return find_damage(entry.path, content=content)
 
 
 def load_state(directory: Path, rank: int = 0) -> TrainState:

@@ -17,7 +17,7 @@ from data_pipeline.errors import UserError
 from janus_mega.checkpoint.format import (
     CONFIG_FILE,
     STATE_FILE,
-    find_file_damage,
+    check_file,
     read_index,
     read_listed,
     read_manifest,
@@ -139,9 +139,7 @@ class CheckpointReader:
         """
         self._refuse_unlisted(name)
         if self._verify and name not in self._verified:
-            damage = find_file_damage(self.directory, self.manifest, name)
-            if damage is not None:
-                raise UserError(damage)
+            check_file(self.directory, self.manifest, name)
             self._verified.add(name)
         return self.directory / name
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from janus_mega.checkpoint.claim import Claim, fence_older, remove_trash
 from janus_mega.checkpoint.disk import DISK, Disk
-from janus_mega.checkpoint.format import TRASH_PREFIX
-from janus_mega.checkpoint.manager import Found, find_step_damage, list_checkpoints
+from janus_mega.checkpoint.format import TRASH_PREFIX, find_damage
+from janus_mega.checkpoint.manager import Found, list_checkpoints
 
 
 def apply_retention(
@@ -57,7 +57,7 @@ def apply_retention(
     paths = [entry.path for entry in found]
     if written in paths:
         found = found[: paths.index(written) + 1]
-    if not found or find_step_damage(found[-1], content=found[-1].path != written) is not None:
+    if not found or find_damage(found[-1].path, content=found[-1].path != written) is not None:
         return []
     removed = []
     try:
@@ -76,7 +76,7 @@ def _superfluous(found: list[Found], keep_last: int, keep_every: int) -> list[Fo
     whole, superfluous = 0, []
     for entry in reversed(found):
         if whole < keep_last:
-            whole += find_step_damage(entry, content=False) is None
+            whole += find_damage(entry.path, content=False) is None
         elif not keep_every or entry.step % keep_every:
             superfluous.append(entry)
     return superfluous

@@ -3,6 +3,7 @@ for another layout."""
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,7 +50,7 @@ def list_command(run: _Run, as_json: _Json = False) -> None:
 @checkpoint_app.command()
 def verify(checkpoint: _Checkpoint) -> None:
     """Compare every file with the manifest, and the tables with each other; exit code 1 if something is damaged."""
-    from janus_mega.checkpoint.format import find_damage, find_file_damage, find_table_damage, read_manifest
+    from janus_mega.checkpoint.format import check_file, check_table, damage_of, find_damage, read_manifest
     from janus_mega.cli.paths import checkpoint_at
     from janus_mega.observe.progress import Progress
 
@@ -59,9 +60,9 @@ def verify(checkpoint: _Checkpoint) -> None:
     damages = [find_damage(directory, content=False)]
     with Progress("verify", len(files)) as progress:
         for name in files:
-            damages.append(find_file_damage(directory, manifest, name))
+            damages.append(damage_of(partial(check_file, directory, manifest, name)))
             progress.advance(note=name)
-    damages.append(find_table_damage(directory, manifest))
+    damages.append(damage_of(partial(check_table, directory, manifest)))
     found = list(dict.fromkeys(damage for damage in damages if damage))
     for damage in found:
         print(damage)

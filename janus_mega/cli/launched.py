@@ -13,8 +13,7 @@ from data_pipeline.errors import UserError
 def take_srun_place(environ: MutableMapping[str, str] = os.environ) -> None:
     """Sets RANK, WORLD_SIZE and LOCAL_RANK by srun's variables.
 
-    Does nothing in a step of one task, and where a launcher has set them already (torchrun under srun). A task that
-    was given one GPU of its own sees it as the first.
+    Does nothing in a step of one task, and where a launcher has set them already (torchrun under srun).
 
     Raises:
         UserError: the ranks have nowhere to meet.
@@ -29,6 +28,4 @@ def take_srun_place(environ: MutableMapping[str, str] = os.environ) -> None:
             'before srun: export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) '
             "MASTER_PORT=29500"
         )
-    sees_one_gpu = len(environ.get("CUDA_VISIBLE_DEVICES", ",").split(",")) == 1
-    local_rank = "0" if sees_one_gpu else environ["SLURM_LOCALID"]
-    environ.update(RANK=environ["SLURM_PROCID"], WORLD_SIZE=str(num_tasks), LOCAL_RANK=local_rank)
+    environ.update(RANK=environ["SLURM_PROCID"], WORLD_SIZE=str(num_tasks), LOCAL_RANK=environ["SLURM_LOCALID"])

@@ -5,7 +5,6 @@ append, so a resumed run continues its files. What cannot be opened stops the st
 told and left out.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from data_pipeline.errors import UserError
-from janus_mega.observe.lenient import Lenient, LenientLines
+from janus_mega.observe.lenient import Lenient, LenientLines, read_lines
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_DIR = "events"
@@ -215,10 +214,4 @@ def _require_room(directory: Path) -> None:
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Returns the lines of a run's metrics.jsonl; a last line cut off by a crash is left out."""
-    rows = []
-    for line in (run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
+    return read_lines(run_dir / METRICS_FILE)

@@ -164,14 +164,18 @@ def _handing_on_signals(processes: Sequence[BaseProcess]) -> Iterator[None]:
 
 
 def _forked_rank(*args: Any) -> None:
-    torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGTERM)  # type: ignore[attr-defined]
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    _take_signals()
     _rank_main(*args)
 
 
-def _started_rank(rank: int, world_size: int, port: int, torch_threads: int, fn: Callable[..., Any], args: Any) -> None:
+def _take_signals() -> None:
+    """Stop signals, held back while ranks start, and one more should the parent die."""
     torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGTERM)  # type: ignore[attr-defined]
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def _started_rank(rank: int, world_size: int, port: int, torch_threads: int, fn: Callable[..., Any], args: Any) -> None:
+    _take_signals()
     torch.set_num_threads(torch_threads)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ.update(WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size))

@@ -20,7 +20,7 @@ from janus_mega.parallel.layout import Layout, make_layout
 from janus_mega.parallel.platform import device_of_rank, use_cpu_platform
 
 COLLECTIVE_TIMEOUT_S = 1800.0
-"""How long a collective may take before torch ends the rank; see `timeout_behind`."""
+"""How long a collective may take before torch ends the rank, where no watchdog waits longer."""
 DISK_TIMEOUT_S = 3600.0
 """How long ranks wait for the slowest of them to write or to verify files before they give up."""
 
@@ -40,15 +40,6 @@ class ProcessGroups:
     """All ranks over gloo, for the thread that writes checkpoints and nobody else."""
     host: dist.ProcessGroup
     """All ranks over gloo, for numbers that live on the host: nobody waits for a device."""
-
-
-def timeout_behind(limit_s: float) -> float:
-    """Of collectives: longer than a watchdog waits at most, which names the rank that is the cause first.
-
-    Args:
-        limit_s: seconds without progress that it accepts in its longest phase.
-    """
-    return max(COLLECTIVE_TIMEOUT_S, 1.1 * limit_s)
 
 
 def init_distributed(timeout_s: float = COLLECTIVE_TIMEOUT_S, init_method: str = "env://") -> None:

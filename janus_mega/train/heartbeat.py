@@ -17,6 +17,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from janus_mega.observe.lenient import write_whole
 from janus_mega.observe.pulse import Pulse
 from janus_mega.parallel.groups import ProcessGroups
 
@@ -65,9 +66,7 @@ class Heartbeat:
             **_position(sys._current_frames().get(self._main_thread), self._axes),
             "collectives": {name: _sequence_number(group) for name, group in self._axes.items()},
         }
-        aside = self.path(self.rank, "tmp")
-        aside.write_text(json.dumps(told), encoding="utf-8")
-        os.replace(aside, self.path(self.rank, "json"))
+        write_whole(self.path(self.rank, "json"), json.dumps(told))
 
     def read_all(self) -> dict[int, dict[str, Any]]:
         """What all ranks told last; those of which nothing can be read are left out."""

@@ -22,12 +22,12 @@ from janus_mega.models.losses import task_denominators
 from janus_mega.models.sharding import ShardedParameter
 from janus_mega.models.vision.image_tokenizer import build_vq, save_image_tokenizer
 from janus_mega.models.vision.vq_training import MODULE, TASKS, build_vq_chunk, fresh_weights
-from janus_mega.parallel.groups import ProcessGroups, build_groups, init_distributed, timeout_behind
+from janus_mega.parallel.groups import ProcessGroups, build_groups, init_distributed
 from janus_mega.train.janus import prepare_run_dir
 from janus_mega.train.order import FixedOrder
 from janus_mega.train.run import run
 from janus_mega.train.starting import started
-from janus_mega.train.watch import LONG_PHASE_FACTOR, Watch
+from janus_mega.train.watch import Watch, collective_timeout_s
 from janus_mega.train.workload import BuiltModel, Recipe
 
 TOKENIZER_DIR = "image_tokenizer"
@@ -138,7 +138,7 @@ def train_image_tokenizer(config: TokenizerRunConfig, *, fresh: bool = False) ->
     workload = ImageTokenizerWorkload(config)
     with started(Path(config.run_dir), config.health.stop_grace_s, fresh=fresh) as start:
         with start.attempt.span("join"), Watch(start.pulse, config.health, Path(config.run_dir), None):
-            timeout_s = timeout_behind(LONG_PHASE_FACTOR * config.health.hang_timeout_s)
+            timeout_s = collective_timeout_s(config.health)
             init_distributed(timeout_s)
             start.strike("init")
             groups = build_groups(1, 1, config.seed, timeout_s=timeout_s)

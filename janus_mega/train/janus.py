@@ -28,13 +28,13 @@ from janus_mega.models.placement import TASKS, PlacedBatch, count_labels, place_
 from janus_mega.models.sharding import ShardedParameter
 from janus_mega.models.vision.image_tokenizer import load_image_tokenizer
 from janus_mega.observe.throughput import StepCounts, step_flops
-from janus_mega.parallel.groups import ProcessGroups, build_groups, init_distributed, timeout_behind
+from janus_mega.parallel.groups import ProcessGroups, build_groups, init_distributed
 from janus_mega.train.layout_gate import require_verified
 from janus_mega.train.order import PlannedOrder
 from janus_mega.train.run import run
 from janus_mega.train.starting import started
 from janus_mega.train.validation_rows import open_validation_sets, read_validation_rows
-from janus_mega.train.watch import LONG_PHASE_FACTOR, Watch
+from janus_mega.train.watch import Watch, collective_timeout_s
 from janus_mega.train.workload import BuiltModel, Recipe
 
 _log = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ def train_janus(config: RunConfig, *, fresh: bool = False) -> Path:
             with start.attempt.span("verify layout"):
                 require_verified(config, world_size, start.stop)
         with start.attempt.span("join"), Watch(start.pulse, config.health, Path(config.run_dir), None):
-            timeout_s = timeout_behind(LONG_PHASE_FACTOR * config.health.hang_timeout_s)
+            timeout_s = collective_timeout_s(config.health)
             init_distributed(timeout_s)
             start.strike("init")
             parallel = config.parallel

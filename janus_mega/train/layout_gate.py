@@ -92,7 +92,7 @@ def _passed_digest(path: Path) -> str | None:
 def _run_command(checked: Path, ranks: int, found: Path, stop: StopFlag) -> tuple[int, str]:
     """Exit code of the command, and the end of what it said; it is ended where the run is to stop."""
     environment = {name: value for name, value in os.environ.items() if name not in _LAUNCHER_VARIABLES}
-    environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    environment |= {"OMP_NUM_THREADS": "1"}
     environment = {name: value for name, value in environment.items() if not name.startswith("TORCHELASTIC_")}
     command = [sys.executable, "-m", "janus_mega.cli.main", "verify-layout", str(checked)]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:

@@ -20,7 +20,7 @@ from typing import Any
 from janus_mega.config.schema import HangAction, HealthConfig
 from janus_mega.observe.lenient import Lenient, write_whole
 from janus_mega.observe.pulse import Pulse
-from janus_mega.parallel.groups import ProcessGroups
+from janus_mega.parallel.groups import COLLECTIVE_TIMEOUT_S, ProcessGroups
 from janus_mega.train.culprits import Beats, Culprit, find_culprits
 from janus_mega.train.heartbeat import Heartbeat
 
@@ -37,6 +37,11 @@ _REPORTS = "hang-*.json"
 _BEATS_PER_TIMEOUT = 10
 _LIVE_S = 2.0
 """Seconds (and at least two beats and a half) within which a rank that lives beats, on an overloaded machine too."""
+
+
+def collective_timeout_s(config: HealthConfig) -> float:
+    """How long collectives may take: longer than a watchdog waits at most, which names the rank that is the cause."""
+    return max(COLLECTIVE_TIMEOUT_S, 1.1 * LONG_PHASE_FACTOR * config.hang_timeout_s)
 
 
 class Watch:

@@ -23,11 +23,10 @@ from janus_mega.checkpoint import claim as claim_module
 from janus_mega.checkpoint import manager, retention
 from janus_mega.checkpoint.claim import Claim, Superseded, claim, list_claims
 from janus_mega.checkpoint.disk import Disk
-from janus_mega.checkpoint.format import read_manifest
+from janus_mega.checkpoint.format import find_damage, read_manifest
 from janus_mega.checkpoint.manager import (
     Ranks,
     find_latest,
-    find_step_damage,
     list_checkpoints,
     load_state,
     load_weights,
@@ -221,7 +220,7 @@ class Story:
         if {entry.path.name for entry in found} != set(self.live):
             self.broken.append(f"{[entry.path.name for entry in found]} are there, not {sorted(self.live)}")
         for entry in found:
-            damage = find_step_damage(entry, content=True)
+            damage = find_damage(entry.path)
             if damage:
                 self.broken.append(damage)
                 continue

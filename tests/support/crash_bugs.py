@@ -216,7 +216,7 @@ def aside_reused() -> Iterator[None]:
 @contextmanager
 def newest_taken_on_trust() -> Iterator[None]:
     """Retention counts checkpoints without looking into them."""
-    with mock.patch.object(retention, "find_step_damage", return_value=None):
+    with mock.patch.object(retention, "find_damage", return_value=None):
         yield
 
 

@@ -130,22 +130,6 @@ def test_nothing_found_while_an_older_attempt_prunes_is_looked_for_again(
     assert steps_of(ranks(run_dir)) == [4] * WORLD
 
 
-def test_what_one_rank_cannot_open_is_refused_by_all(
-    run_dir: Path, ranks: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publish(run_dir, 2)
-    real, first = entering._open, iter([True])
-
-    def open_once(*arguments: Any) -> Any:
-        if next(first, False):
-            return real(*arguments)
-        raise UserError("of another plan")
-
-    monkeypatch.setattr(entering, "_open", open_once)
-    told = sorted(ranks(run_dir))
-    assert "another rank cannot go on from it" in told[0] and told[1] == "2: of another plan"
-
-
 @pytest.fixture
 def start_of(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Start]]:
     """A start with --fresh, as a launcher would make it."""
@@ -221,7 +205,7 @@ def test_another_job_that_never_enters_changes_nothing(
         (UserError("x: another plan"), 2),
     ],
 )
-def test_ranks_say_alike_whether_the_user_is_asked(
+def test_what_one_rank_cannot_open_is_refused_by_all_alike(
     error: Exception, code: int, run_dir: Path, ranks: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rank 1 cannot go on from what all have verified; only bad input keeps a job from being started again."""

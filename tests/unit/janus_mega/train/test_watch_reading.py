@@ -10,7 +10,7 @@ import pytest
 from janus_mega.config.schema import HealthConfig
 from janus_mega.observe.pulse import Pulse
 from janus_mega.train import watch
-from janus_mega.train.watch import Watch
+from janus_mega.train.watch import COLLECTIVE_TIMEOUT_S, LONG_PHASE_FACTOR, Watch, collective_timeout_s
 
 TIMEOUT_S = 0.3
 READING_S = 0.4  # longer than a rank is given to beat
@@ -36,3 +36,12 @@ def test_a_slow_rank_is_waited_for_where_reading_is_slow_too(
     with watching:
         time.sleep(6 * READING_S)
     assert len(list(tmp_path.glob("hang-*.json"))) == reports
+
+
+@pytest.mark.parametrize("hang_timeout_s", [0.0, 60.0, 600.0, 7200.0])
+def test_a_watchdog_ends_a_job_before_torch_does(hang_timeout_s: float, tmp_path: Path) -> None:
+    """In its longest phases too, such as that before the end of the first step; with time to look around."""
+    config = HealthConfig(hang_timeout_s=hang_timeout_s)
+    longest = Watch(Pulse(), config, tmp_path, None).limit_s()
+    assert longest == LONG_PHASE_FACTOR * hang_timeout_s
+    assert collective_timeout_s(config) >= max(COLLECTIVE_TIMEOUT_S, longest + 60.0 * (longest > COLLECTIVE_TIMEOUT_S))
