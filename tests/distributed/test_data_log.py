@@ -1,5 +1,6 @@
 """What a run leaves behind of its data: hashes of every batch, broken samples, the plan, and where it ended."""
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,14 @@ from data_pipeline.errors import UserError
 from data_pipeline.plan.difference import load_identity
 from data_pipeline.spec import Exhausted
 from data_pipeline.stream.dataset import RowDataset
-from data_pipeline.stream.quarantine import read_quarantine
+from data_pipeline.stream.quarantine import Quarantine, read_quarantine
 from janus_mega.checkpoint.reader import open_checkpoint
 from janus_mega.config.schema import LoggingConfig, OptimizerConfig, RunConfig, StageConfig
-from janus_mega.parallel.groups import build_groups
+from janus_mega.parallel.groups import ProcessGroups, build_groups
 from janus_mega.parallel.messages import gather_bytes_on_rank_0
+from janus_mega.train import janus
 from janus_mega.train.janus import train_janus
+from janus_mega.train.watch import LONG_PHASE_FACTOR
 from tests.support.full_disk import fill
 from tests.support.ranks import import_what_ranks_need, results_of_ranks
 from tests.support.shards import TinyShards, make_shards
@@ -143,6 +146,44 @@ def test_a_plan_that_ends_ends_the_run(shards: TinyShards, run_dir: Path) -> Non
 def test_a_full_disk_costs_the_log_and_no_run(shards: TinyShards, run_dir: Path) -> None:
     fill(run_dir / "batches.jsonl")
     assert results_of_ranks(_train, 2, config_of(shards, run_dir)) == ["step-00000006"] * 2
+
+
+def test_a_quarantine_that_cannot_be_written_ends_no_run(
+    shards: TinyShards, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = Quarantine.add
+
+    def add_and_refuse(self: Quarantine, holes: Any) -> None:
+        add(self, holes)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Quarantine, "add", add_and_refuse)
+    assert train(config_of(shards, run_dir)) == "step-00000006"
+
+
+def timeouts_of(config: RunConfig) -> list[float]:
+    """That training gives the world and the groups it is cut into."""
+    told: list[float] = []
+    join, build = janus.init_distributed, janus.build_groups
+
+    def note_join(timeout_s: float) -> None:
+        told.append(timeout_s)
+        join(timeout_s)
+
+    def note_build(*arguments: Any) -> ProcessGroups:
+        told.append(arguments[-1])
+        return build(*arguments)
+
+    janus.init_distributed, janus.build_groups = note_join, note_build
+    train_janus(config)
+    return told
+
+
+def test_collectives_of_a_run_outlast_its_watchdog(shards: TinyShards, run_dir: Path) -> None:
+    config = config_of(shards, run_dir)
+    config = replace(config, health=replace(config.health, hang_timeout_s=6000.0))
+    ((of_world, of_groups),) = results_of_ranks(timeouts_of, 1, config)
+    assert min(of_world, of_groups) > LONG_PHASE_FACTOR * 6000.0
 
 
 def test_only_the_first_rank_gets_what_all_tell() -> None:

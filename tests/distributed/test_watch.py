@@ -304,7 +304,9 @@ def test_what_is_slow_and_goes_on_alarms_nobody(
 
 def stand_still_without_a_disk(run_dir: Path) -> None:
     pulse = Pulse()
-    with Watch(pulse, HealthConfig(hang_timeout_s=0.3, hang_action=HangAction.abort), run_dir, None), largest_file(0):
+    watching = Watch(pulse, HealthConfig(hang_timeout_s=0.3, hang_action=HangAction.abort), run_dir, None)
+    watching._heartbeat.path(0, "stacks.txt").mkdir(parents=True)  # in the way
+    with watching, largest_file(0):
         pulse.begin_step()
         pulse.end_step(1)
         time.sleep(30.0)

@@ -81,10 +81,11 @@ def test_equals_a_dense_block_mask(name: str, heads: tuple[int, int], record_pro
     assert difference <= BAR
 
 
-def dense_varlen(query, key, value, borders, _key_borders, longest, _longest_key, **options) -> Tensor:
+def dense_varlen(query, key, value, borders, key_borders, longest, longest_key, **options) -> Tensor:
     """What `varlen_attn` gives for row-first tokens [t, n, d]: each document by itself."""
     lengths = borders.diff().tolist()
     assert (longest, options["window_size"], query.is_contiguous()) == (max(lengths), (-1, 0), True)
+    assert torch.equal(key_borders, borders) and longest_key == longest
     assert options["enable_gqa"] == (key.shape[1] != query.shape[1])
     parts = zip(*(x.split(lengths) for x in (query, key, value)), lengths, strict=True)
     outs = [block_causal(*(x[:, None] for x in part), [[length]])[:, 0] for *part, length in parts if length]

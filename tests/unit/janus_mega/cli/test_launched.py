@@ -1,9 +1,11 @@
 """Tasks of srun become ranks, unless somebody else has said which they are."""
 
 import pytest
+from typer.testing import CliRunner
 
 from data_pipeline.errors import UserError
 from janus_mega.cli.launched import take_srun_place
+from janus_mega.cli.main import app
 
 TASK = {
     "SLURM_STEP_NUM_TASKS": "16",
@@ -37,3 +39,12 @@ def test_one_task_or_no_srun_is_left_alone():
 def test_nowhere_to_meet_is_refused(missing):
     with pytest.raises(UserError, match=f"16 tasks, and no {missing} says where.*before srun: export MASTER_ADDR"):
         place(**{missing: None})
+
+
+@pytest.mark.parametrize("words", [["train"], ["tokenizer", "train-image"], ["verify-layout"]], ids=" ".join)
+def test_commands_that_train_take_their_place(words, monkeypatch):
+    for name in (*TASK, "RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    refused = CliRunner().invoke(app, [*words, "run/tiny_cpu.yaml"])
+    assert "2 tasks, and no MASTER_ADDR" in str(refused.exception)

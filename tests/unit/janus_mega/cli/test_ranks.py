@@ -1,5 +1,6 @@
 """Ranks on one machine: forked on the CPU, new processes beside GPUs; what forks by itself hides these."""
 
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ def join_and_end(config: tuple[Path, int]) -> None:
     init_distributed()
     total = torch.tensor([float(os.environ["LOCAL_RANK"]) + 1.0])
     dist.all_reduce(total)
-    (folder / os.environ["RANK"]).write_text(str(total.item()))
+    (folder / os.environ["RANK"]).write_text(f"{total.item()} {type(multiprocessing.current_process()).__name__}")
     ended = RunEnded("told by a rank")
     ended.exit_code = code
     raise ended
@@ -45,7 +46,7 @@ def test_ranks_with_gpus_are_new_processes_that_join(eight_gpus: None, tmp_path:
     with pytest.raises(RunEnded, match="told by a rank") as ended:
         on_ranks(join_and_end, (tmp_path, 75), 2, 1)
     assert ended.value.exit_code == 75
-    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["3.0", "3.0"]
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["3.0 SpawnProcess"] * 2
 
 
 def test_more_ranks_than_gpus_are_refused(eight_gpus: None) -> None:
@@ -73,8 +74,9 @@ def test_the_demo_hides_gpus_before_it_imports(eight_gpus: None, monkeypatch: py
     assert {name: os.environ[name] for name in HIDDEN} == HIDDEN
 
 
-def test_comparing_layouts_hides_gpus(eight_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comparing_layouts_hides_gpus_before_it_imports(eight_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    refused = CliRunner().invoke(app, ["verify-layout", "run/tiny_cpu.yaml", "--steps", "0"])
-    assert isinstance(refused.exception, UserError)
+    monkeypatch.setitem(sys.modules, "janus_mega.config.load", None)  # the first import fails
+    failed = CliRunner().invoke(app, ["verify-layout", "run/tiny_cpu.yaml"])
+    assert isinstance(failed.exception, ImportError)
     assert {name: os.environ[name] for name in HIDDEN} == HIDDEN

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from janus_mega.observe.lenient import Lenient, LenientLines, write_whole
+from janus_mega.observe import lenient
+from janus_mega.observe.lenient import Lenient, LenientLines, read_lines, write_whole
 from tests.support.full_disk import fill, largest_file
 
 
@@ -59,6 +60,19 @@ def test_a_line_that_a_kill_cut_off_does_not_spoil_the_next(torn: str, tmp_path:
     lines.append([{"step": 4}])
     steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
     assert steps == [1] * torn.count("\n") + [3, 4]
+
+
+def test_half_a_line_that_could_not_be_cut_off_at_once_is_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = LenientLines(tmp_path / "lines.jsonl")
+    lines.append([{"step": 1}])
+    with largest_file(20), monkeypatch.context() as patch:
+        patch.setattr(lenient, "_cut_torn_line", lambda _: full())
+        lines.append([{"step": 2, "text": "b" * 50}])
+    lines.append([{"step": 3}])
+    assert [row["step"] for row in read_lines(tmp_path / "lines.jsonl")] == [1, 3]
+    assert (tmp_path / "lines.jsonl").read_text().count("\n") == 2
 
 
 def test_a_file_that_cannot_be_replaced_is_as_it_was(tmp_path: Path) -> None:

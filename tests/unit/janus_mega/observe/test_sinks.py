@@ -1,5 +1,6 @@
 """Files that a run leaves: a line per step, events that TensorBoard reads back."""
 
+import errno
 import json
 import sys
 import time
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import UserError
-from janus_mega.observe.sinks import EVENTS_DIR, METRICS_FILE, open_sinks, read_metrics
+from janus_mega.observe.sinks import EVENTS_DIR, METRICS_FILE, SinkGroup, open_sinks, read_metrics
 from tests.support.full_disk import fill, largest_file
 
 
@@ -35,6 +36,17 @@ def test_tensorboard_reads_back_scalars_and_pictures(tmp_path):
     assert (scalar.step, scalar.value) == (7, 0.25)
     (image,) = events.Images("drawn")
     assert (image.height, image.width) == (4, 6)
+
+
+def test_a_sink_that_fails_takes_nothing_from_the_others():
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    got = []
+    good = SimpleNamespace(scalars=lambda step, values: got.append(step), close=lambda: got.append("closed"))
+    with SinkGroup([SimpleNamespace(scalars=full, close=full), good]) as sinks:
+        sinks.scalars(1, {})
+    assert got == [1, "closed"]
 
 
 def test_other_ranks_write_nothing(tmp_path):

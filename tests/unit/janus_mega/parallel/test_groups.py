@@ -2,15 +2,17 @@
 
 import os
 import resource
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 
 from data_pipeline.errors import UserError
 from janus_mega.parallel import groups as groups_module
-from janus_mega.parallel.groups import build_groups, init_distributed
+from janus_mega.parallel.groups import DISK_TIMEOUT_S, build_groups, init_distributed
 from janus_mega.parallel.platform import device_of_rank
 from tests.support.ranks import results_of_ranks
 
@@ -68,9 +70,9 @@ def test_everybody_takes_the_same_gpu_for_a_rank(see_gpus: Any, monkeypatch: pyt
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     taken: list[Any] = []
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    monkeypatch.setattr(groups_module.dist, "init_process_group", lambda backend, **_: taken.append(backend))
-    init_distributed()
-    assert taken == [torch.device("cuda", 0), "nccl"]
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout, **_: taken.append((backend, timeout)))
+    init_distributed(90.0)
+    assert taken == [torch.device("cuda", 0), ("nccl", timedelta(seconds=90))]
     assert os.environ["LOCAL_RANK"] == "0"  # what DeepSpeed reads
 
 
@@ -86,6 +88,25 @@ def test_a_rank_may_open_as_many_files_as_the_system_allows() -> None:
     ((allowed, most),) = results_of_ranks(join_with_few_files, 1)
     assert allowed == most
     assert most == resource.RLIM_INFINITY or most > FEW_FILES
+
+
+def timeouts_beside_the_axes() -> list[float]:
+    """Of the groups over all ranks that travel on the host."""
+    new_group, told = dist.new_group, []
+
+    def note(*arguments: Any, **options: Any) -> Any:
+        if not arguments and "ranks" not in options:
+            told.append(options["timeout"].total_seconds())
+        return new_group(*arguments, **options)
+
+    dist.new_group = note
+    build_groups(1, 1, timeout_s=2 * DISK_TIMEOUT_S)
+    return told
+
+
+@pytest.mark.dist
+def test_whoever_waits_for_a_disk_waits_as_long_as_the_others() -> None:
+    assert results_of_ranks(timeouts_beside_the_axes, 2) == [[2 * DISK_TIMEOUT_S]] * 2
 
 
 def cut() -> dict[str, Any]:

@@ -130,6 +130,21 @@ def test_nothing_found_while_an_older_attempt_prunes_is_looked_for_again(
     assert steps_of(ranks(run_dir)) == [4] * WORLD
 
 
+def test_a_rank_that_gets_the_checkpoint_at_its_second_try_goes_on(
+    run_dir: Path, ranks: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(run_dir, 2)
+    real, first = entering._open, iter([True])
+
+    def open_late(*arguments: Any) -> Any:
+        if next(first, False):
+            raise damaged(Path("x"), OSError(5, "I/O error"))
+        return real(*arguments)
+
+    monkeypatch.setattr(entering, "_open", open_late)
+    assert steps_of(ranks(run_dir)) == [2] * WORLD
+
+
 @pytest.fixture
 def start_of(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Start]]:
     """A start with --fresh, as a launcher would make it."""
@@ -186,6 +201,17 @@ def test_what_an_earlier_job_has_carried_out_is_not_this_ones(
     if job == "41":
         start_of(0)  # preempted before it had entered
     assert steps_of(ranks(run_dir, start_of(1, job))) == [0] * WORLD
+
+
+def test_a_restart_that_finds_its_checkpoints_gone_does_not_begin_again(
+    run_dir: Path, ranks: Callable[..., list[Any]], start_of: Callable[..., Start]
+) -> None:
+    """--fresh was the first start's."""
+    ranks(run_dir, start_of(0))
+    saved = publish(run_dir, 2)
+    assert steps_of(ranks(run_dir, start_of(1))) == [2] * WORLD
+    shutil.rmtree(saved)
+    assert all("does not begin at step 0 by itself" in str(told) for told in ranks(run_dir, start_of(2)))
 
 
 def test_another_job_that_never_enters_changes_nothing(

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.dist
 
 
 def draws_after_restoring(saved_on_cuda: bool, on_cuda: bool) -> dict[str, Any]:
-    """What a rank draws before a checkpoint and after it, twice, and what it says."""
+    """What a rank draws before a checkpoint and after it, twice at one step and once at the next, and what it says."""
     groups = build_groups(1, 1)
     states = generator_states()
     if saved_on_cuda:  # CUDA's states have another length than the CPU's, so none of these must be used
@@ -32,7 +32,6 @@ def draws_after_restoring(saved_on_cuda: bool, on_cuda: bool) -> dict[str, Any]:
         groups = replace(groups, device=CUDA)
     manifest = {"world_size": 1, "layout": {"tp_size": 1, "pp_size": 1, "virtual_pp_size": 1}}
     reader: Any = SimpleNamespace(manifest=manifest, directory=Path("step-7"))
-    state: Any = SimpleNamespace(step=STEP, rng=states)
     live = LiveState.__new__(LiveState)
     live.engine = SimpleNamespace(groups=groups)  # type: ignore[assignment]
     live._recipe = tiny_recipe(Path(), fp32(), 3)
@@ -43,7 +42,8 @@ def draws_after_restoring(saved_on_cuda: bool, on_cuda: bool) -> dict[str, Any]:
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     drawn = [torch.rand(4)]
-    for _ in range(2):
+    for step in (STEP, STEP, STEP + 1):
+        state: Any = SimpleNamespace(step=step, rng=states)
         live._restore_generators(reader, state)
         drawn.append(torch.rand(4))
     return {"drawn": drawn, "told": told}
@@ -59,8 +59,8 @@ def test_generators_go_on_where_the_device_is_of_the_same_kind() -> None:
 @pytest.mark.parametrize("saved_on_cuda", [False, True])
 def test_generators_begin_anew_on_another_kind_of_device(saved_on_cuda: bool) -> None:
     (found,) = results_of_ranks(draws_after_restoring, 1, saved_on_cuda, not saved_on_cuda)
-    before, first, again = found["drawn"]
-    assert torch.equal(first, again) and not torch.equal(first, before)
+    before, first, again, later = found["drawn"]
+    assert torch.equal(first, again) and not torch.equal(first, before) and not torch.equal(later, first)
     where = "on GPUs" if saved_on_cuda else "on the CPU"
-    assert len(found["told"]) == 2 and all(f"was saved {where}; this rank's seed is" in line for line in found["told"])
-    assert all("step 7" in line for line in found["told"])
+    assert len(found["told"]) == 3 and all(f"was saved {where}; this rank's seed is" in line for line in found["told"])
+    assert all("step 7" in line for line in found["told"][:2])

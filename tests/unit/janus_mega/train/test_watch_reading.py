@@ -1,6 +1,8 @@
 """Whoever lives counts as alive, however long it takes to read what all ranks tell."""
 
+import errno
 import itertools
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,23 @@ def test_a_slow_rank_is_waited_for_where_reading_is_slow_too(
     with watching:
         time.sleep(6 * READING_S)
     assert len(list(tmp_path.glob("hang-*.json"))) == reports
+
+
+def test_where_nobody_is_heard_nobody_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk the beats of all ranks are old, this one's too."""
+    monkeypatch.setattr(watch, "_LIVE_S", 0.1)
+    pulse = Pulse()
+    pulse.is_long_phase = False
+    watching = Watch(pulse, HealthConfig(hang_timeout_s=TIMEOUT_S), tmp_path, None)
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(watching._heartbeat, "beat", refuse)
+    with watching:
+        time.sleep(2.0)
+    (report,) = tmp_path.glob("hang-*.json")
+    assert json.loads(report.read_text())["culprits"] == []
 
 
 @pytest.mark.parametrize("hang_timeout_s", [0.0, 60.0, 600.0, 7200.0])
