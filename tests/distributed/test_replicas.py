@@ -54,6 +54,7 @@ LAYOUTS = {
     "dp2_pp2_interleaved": (4, fp32(1, 2, virtual_pp_size=2)),
     "megatron_tp2_pp2_sp": (4, fp32(2, 2, sequence_parallel=True, backend=Backend.megatron)),
 }
+OFTEN = {"dp2_zero1", "dp2_zero3_bf16", "megatron_dp2", "tp2_sp", "tp2_dp2_sp_zero2_bf16"}
 
 
 def _keep_only_small_ones_whole() -> None:
@@ -136,8 +137,8 @@ def _one_flip(looked: Replicas, shards: list[ShardedParameter], rank: int, trial
 @pytest.mark.parametrize(
     ("layout", "stage"),
     [
-        pytest.param(name, stage, marks=pytest.mark.seldom if stage == "stage1" and world_size == 4 else [])
-        for name, (world_size, _) in LAYOUTS.items()
+        pytest.param(name, stage, marks=[] if name in OFTEN else pytest.mark.seldom)
+        for name in LAYOUTS
         for stage in ("stage1", "stage3")
     ],
 )
@@ -174,9 +175,6 @@ def clean_steps(parallel: ParallelConfig, tmp_path: Path, checks: int) -> dict[s
         looked.note_published()
         _step(engine, workload, groups, number)
     return {"alarms": sum(found), "checks": len(found)}
-
-
-OFTEN = {"dp2_zero1", "dp2_zero3_bf16", "megatron_dp2", "tp2_sp", "tp2_dp2_sp_zero2_bf16"}
 
 
 @pytest.mark.parametrize(
