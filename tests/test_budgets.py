@@ -159,7 +159,7 @@ def test_nothing_unpickles_or_unpacks_blindly():
 def test_no_large_or_generated_file_is_tracked():
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
-        pytest.skip("not a git checkout")
+        pytest.skip("git lists the files, and this is no checkout")
     tracked = [ROOT / name for name in listed.stdout.split("\0") if name]
     large = [name_of(path) for path in tracked if path.is_file() and path.stat().st_size > 300_000]
     assert not large, f"above 300 kB: {large}"

@@ -6,7 +6,7 @@
 
 Compared are the steps that both have logged and the metrics that both know, without those that time or measure the
 machine. A run that was resumed may have logged a step twice; the later line counts. Steps that only one run has are
-told, and are a difference when equality is asserted.
+told, and are a difference when equality is asserted. Exit code 2: a directory holds no run, or a damaged one.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.errors import UserError
 from janus_mega.observe.lenient import read_lines
 
 METRICS_FILE, BATCHES_FILE = "metrics.jsonl", "batches.jsonl"
@@ -45,7 +46,11 @@ class Difference:
 
 
 def read_steps(run_dir: Path) -> Steps:
-    """Step -> quantity -> value, from both files of a run directory."""
+    """Step -> quantity -> value, from both files of a run directory.
+
+    Raises:
+        UserError: it holds neither, or a damaged line.
+    """
     steps: Steps = {}
     for file in (METRICS_FILE, BATCHES_FILE):
         path = run_dir / file
@@ -55,7 +60,7 @@ def read_steps(run_dir: Path) -> Steps:
             values = {name: value for name, value in row.items() if name != "step" and not is_of_machine(name)}
             steps.setdefault(int(row["step"]), {}).update(values)
     if not steps:
-        raise SystemExit(f"{run_dir}: holds neither {METRICS_FILE} nor {BATCHES_FILE}; name a run directory")
+        raise UserError(f"{run_dir}: holds neither {METRICS_FILE} nor {BATCHES_FILE}; name a run directory")
     return steps
 
 
@@ -130,7 +135,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--assert-equal", action="store_true", help="exit code 1 unless the runs are equal")
     parser.add_argument("--rtol", type=float, default=0.0, help="relative difference of numbers that passes")
     options = parser.parse_args(arguments)
-    runs = (read_steps(options.a), read_steps(options.b))
+    try:
+        runs = (read_steps(options.a), read_steps(options.b))
+    except UserError as error:
+        print(f"compare_runs: {error}", file=sys.stderr)
+        return 2
     found = differences(*runs, options.rtol)
     print("\n".join(report((options.a, options.b), runs, found)))
     equal = not found and not any(_alone(runs))

@@ -59,9 +59,8 @@ def main() -> None:
         if code is None:
             raise
         print(f"janus-mega: {error}", file=sys.stderr)
-        if (
-            code != BAD_INPUT
-        ):  # a launcher that sees one rank end sends these to the others, which would hide their code
+        if code != BAD_INPUT:
+            # A launcher that sees one rank end sends these to the others, which would hide their code.
             for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
         sys.exit(code)

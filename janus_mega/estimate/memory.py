@@ -28,7 +28,7 @@ from janus_mega.config import derive
 from janus_mega.config.schema import Backend, Module, Precision, Recompute, RunConfig
 from janus_mega.estimate.batch import MicroBatch
 from janus_mega.estimate.shape import RankShape, element_bytes, enters_trained
-from janus_mega.estimate.traffic import DEEPSPEED_BUCKET, FP32, NUM_TASKS, ZERO3_PERSISTENT, ZERO3_PREFETCH
+from janus_mega.estimate.traffic import DEEPSPEED_BUCKET, FP32, NUM_TASKS, ZERO3_PREFETCH, zero3_kept
 
 CUDA_OVERHEAD_BYTES = 2_500_000_000
 """CUDA context, NCCL's buffers, cuBLAS workspace and fragmentation: stated, not derived, and not measured here."""
@@ -142,7 +142,7 @@ def _buckets(config: RunConfig, shape: RankShape) -> int:
         return 0
     bucket = min(DEEPSPEED_BUCKET, shape.trained)
     if parallel.zero_stage == 3:
-        return FP32 * bucket + width * (shape.weights - _large(shape))
+        return FP32 * bucket + width * sum(zero3_kept(shape))
     return 0 if parallel.zero_stage == 1 else width * bucket  # ZeRO-1 reduces when backward is over: see _update
 
 
@@ -150,13 +150,8 @@ def _gathered(config: RunConfig, shape: RankShape) -> int:
     """Weights that a step has whole for a while, and the last gather, which is cut into them by copying."""
     if config.parallel.backend is Backend.megatron or config.parallel.zero_stage < 3:
         return 0
-    large = _large(shape)  # all of a small model: nothing is let go that is needed again soon
+    large = shape.weights - sum(zero3_kept(shape))  # all of a small model: nothing is let go that is needed again soon
     return element_bytes(config) * (min(large, ZERO3_LIVE) + min(large, ZERO3_PREFETCH))
-
-
-def _large(shape: RankShape) -> int:
-    """Elements of the tensors that ZeRO-3 gathers for each micro-batch."""
-    return sum(size for size in shape.tensors if size > ZERO3_PERSISTENT)
 
 
 def _reduction(config: RunConfig, shape: RankShape, dp_size: int, on_cpu: bool) -> int:

@@ -177,11 +177,16 @@ def _add_deepspeed(traffic: Traffic, config: RunConfig, shape: RankShape, dp_siz
     _add_gathers(traffic, config, shape, dp_size, num_batches)
 
 
+def zero3_kept(shape: RankShape) -> list[int]:
+    """Elements of each of the tensors that ZeRO-3 gathers once a step and keeps; the larger ones come and go."""
+    return [size for size in shape.tensors if size <= ZERO3_PERSISTENT]
+
+
 def _add_gathers(traffic: Traffic, config: RunConfig, shape: RankShape, dp_size: int, num_batches: int) -> None:
     """ZeRO-3: small parameters come back once a step; large ones per micro-batch, together, and those that backward
     reaches only after ZERO3_KEPT more elements once again."""
-    small = [size for size in shape.tensors if size <= ZERO3_PERSISTENT]
-    large = sum(shape.tensors) - sum(small)
+    small = zero3_kept(shape)
+    large = shape.weights - sum(small)
     again = max(0, large - ZERO3_KEPT)
     width = element_bytes(config) / dp_size
     if small:

@@ -11,6 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.errors import UserError
+
+_LINE_REMEDY = "restore the file from a copy, or remove the line"
 _log = logging.getLogger(__name__)
 
 
@@ -71,11 +74,21 @@ class LenientLines:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """What `LenientLines` has written; half a line that a kill has left is none."""
+    """What `LenientLines` has written; half a line that a kill has left behind the last newline is none.
+
+    Raises:
+        OSError: it could not be read.
+        UserError: a line before is no JSON object.
+    """
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: damaged, not JSON ({error}); {_LINE_REMEDY}") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number}: damaged, {type(row).__name__} instead of an object; {_LINE_REMEDY}")
+        rows.append(row)
     return rows
 
 

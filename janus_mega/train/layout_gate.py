@@ -91,9 +91,11 @@ def _passed_digest(path: Path) -> str | None:
 
 def _run_command(checked: Path, ranks: int, found: Path, stop: StopFlag) -> tuple[int, str]:
     """Exit code of the command, and the end of what it said; it is ended where the run is to stop."""
-    environment = {name: value for name, value in os.environ.items() if name not in _LAUNCHER_VARIABLES}
-    environment |= {"OMP_NUM_THREADS": "1"}
-    environment = {name: value for name, value in environment.items() if not name.startswith("TORCHELASTIC_")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _LAUNCHER_VARIABLES and not name.startswith("TORCHELASTIC_")
+    } | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "janus_mega.cli.main", "verify-layout", str(checked)]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         process = subprocess.Popen(

@@ -76,7 +76,7 @@ def train(config: TokenizerRunConfig, run_dir: Path, world_size: int) -> Path:
 
 def trained_weights(run_dir: Path, step: int = NUM_STEPS) -> dict[str, Tensor]:
     """Weights of the checkpoint at `step`."""
-    (path,) = (run_dir / "checkpoints").glob(f"*{step}")
+    (path,) = (run_dir / "checkpoints").glob(f"step-*{step}")
     reader = open_checkpoint(path)
     return {name.removeprefix(f"{MODULE}."): reader.read(name) for name in reader.weight_names}
 
@@ -124,7 +124,7 @@ def test_a_restart_continues_bit_for_bit_and_writes_the_same_tokenizer(
 ) -> None:
     first = load_image_tokenizer(train(config, tmp_path, 1))
     expected = trained_weights(tmp_path)
-    (last,) = (tmp_path / "checkpoints").glob(f"*{NUM_STEPS}")
+    (last,) = (tmp_path / "checkpoints").glob(f"step-*{NUM_STEPS}")
     shutil.rmtree(last)
     again = load_image_tokenizer(train(config, tmp_path, 1))
     weights = trained_weights(tmp_path)

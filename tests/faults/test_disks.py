@@ -182,7 +182,7 @@ def in_a_process(run):
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if code == NOT_PERMITTED:
-        pytest.skip("may not mount a file system here")
+        pytest.skip("mounting a tmpfs needs root, or user namespaces that the kernel allows")
     return code == 0
 
 

@@ -57,6 +57,12 @@ class Campaign:
     num_points: int = 0
     violations: list[str] = field(default_factory=list)
 
+    def add(self, other: "Campaign") -> None:
+        """Counts what another has gone through."""
+        self.num_states += other.num_states
+        self.num_points += other.num_points
+        self.violations += other.violations
+
     def run(self, scene: Scene, chance: random.Random, *, budget: int, stop_at: int = 20) -> None:
         """Crashes everywhere in one order of a recording, until so many violations were seen."""
         rules = Rules(scene.written)

@@ -58,6 +58,20 @@ def test_half_a_line_that_a_kill_left_does_not_count(tmp_path: Path) -> None:
     assert differences(read_steps(a), read_steps(b), rtol=0.0) == []
 
 
+@pytest.mark.parametrize("damage", ['{"step": 2, "lo', "\ufffd", "7", ""])
+def test_a_damaged_line_in_the_middle_is_bad_input(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    lines = (b / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
+    lines[1] = damage
+    (b / "metrics.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert main([str(a), str(b)]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"compare_runs: {b / 'metrics.jsonl'}:2: damaged") and said.err.count("\n") == 1
+    assert said.out == ""
+
+
 def test_what_the_machine_decides_is_left_out() -> None:
     machine = ["time_s", "seconds/data", "tokens_per_second", "mfu/palm", "memory/peak_gib", "TFLOP_s"]
     training = ["loss", "loss/text", "grad_norm", "lr", "amount/images", "batch_hash"]
@@ -70,6 +84,6 @@ def test_what_is_no_number_differs() -> None:
     assert relative(1.0, 2.0) == 0.5
 
 
-def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="name a run directory"):
-        main([str(tmp_path), str(tmp_path)])
+def test_a_directory_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path), str(tmp_path)]) == 2
+    assert "name a run directory" in capsys.readouterr().err

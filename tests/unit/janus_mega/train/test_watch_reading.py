@@ -11,8 +11,9 @@ import pytest
 
 from janus_mega.config.schema import HealthConfig
 from janus_mega.observe.pulse import Pulse
+from janus_mega.parallel.groups import COLLECTIVE_TIMEOUT_S
 from janus_mega.train import watch
-from janus_mega.train.watch import COLLECTIVE_TIMEOUT_S, LONG_PHASE_FACTOR, Watch, collective_timeout_s
+from janus_mega.train.watch import LONG_PHASE_FACTOR, Watch, collective_timeout_s
 
 TIMEOUT_S = 0.3
 READING_S = 0.4  # longer than a rank is given to beat
