@@ -13,16 +13,26 @@ from tests.support.raw import ColourTokenizer, picture
 
 
 class Noting(ColourTokenizer):
-    """Notes the batches it gets, and takes its time."""
+    """Notes the batches it gets."""
 
-    def __init__(self, seconds=0.0):
+    def __init__(self):
         super().__init__()
-        self.seconds = seconds
         self.batches = []
 
     def encode(self, images):
         self.batches.append(len(images))
-        time.sleep(self.seconds)
+        return super().encode(images)
+
+
+class Held(ColourTokenizer):
+    """Encodes nothing before it is let go."""
+
+    def __init__(self):
+        super().__init__()
+        self.go_on, self.was_let_go = threading.Event(), True
+
+    def encode(self, images):
+        self.was_let_go &= self.go_on.wait(timeout=20.0)
         return super().encode(images)
 
 
@@ -43,13 +53,14 @@ def test_batches_are_constant_but_the_last_and_ids_keep_their_numbers(count, bat
 
 
 def test_adding_goes_on_while_a_batch_is_encoded():
-    encoder = PictureEncoder(Noting(seconds=0.2), 4)
-    start = time.perf_counter()
+    tokenizer = Held()
+    encoder = PictureEncoder(tokenizer, 4)
     for one in pictures(7):
         encoder.add(one)
-    assert time.perf_counter() - start < 0.15 and encoder.num_ready == 0
+    assert encoder.num_ready == 0
+    tokenizer.go_on.set()
     encoder.flush()
-    assert encoder.num_ready == 7
+    assert encoder.num_ready == 7 and tokenizer.was_let_go
     encoder.close()
 
 

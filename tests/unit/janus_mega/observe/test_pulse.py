@@ -2,8 +2,6 @@
 
 import time
 
-import pytest
-
 from janus_mega.observe.pulse import Pulse
 
 
@@ -38,5 +36,5 @@ def test_the_median_leaves_hooks_out() -> None:
         pulse.begin_step()
         time.sleep(0.01)
         pulse.end_step(step + 1)
-        time.sleep(0.05)
-    assert pulse.median_step_s() == pytest.approx(0.01, abs=0.03)
+        time.sleep(0.3)
+    assert 0.01 <= pulse.median_step_s() < 0.2
