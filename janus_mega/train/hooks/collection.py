@@ -1,6 +1,8 @@
 """Python's garbage collection at the same steps on all ranks.
 
 Left alone, each rank collects when its own counters say so, and a step waits for whichever rank collects just then.
+What there is before the first step stays until the end, so no collection looks at it again: half a million objects of
+imported modules take 0.3 s each time, those that steps leave behind less than a millisecond.
 """
 
 import gc
@@ -14,6 +16,7 @@ class CollectionHook:
     def __init__(self, every: int) -> None:
         self._every = every
         gc.collect()
+        gc.freeze()
         gc.disable()
 
     def after_step(self, event: StepEvent) -> None:
@@ -23,4 +26,5 @@ class CollectionHook:
 
     def at_end(self, step: int) -> None:
         """Leaves Python as it was."""
+        gc.unfreeze()
         gc.enable()

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +71,21 @@ def test_garbage_is_collected_at_given_steps_only(monkeypatch: pytest.MonkeyPatc
     hook.at_end(7)
     assert gc.isenabled()
     assert len(collected) == 2
+
+
+class Knot:
+    """Garbage that only a collection finds."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_a_collection_finds_what_steps_leave_behind_and_passes_over_the_rest() -> None:
+    before = Knot()
+    hook = CollectionHook(every=1)
+    left_behind = weakref.ref(Knot())
+    assert gc.get_freeze_count() > 0 and all(thing is not before for thing in gc.get_objects())
+    hook.after_step(event(1))
+    assert left_behind() is None
+    hook.at_end(1)
+    assert gc.get_freeze_count() == 0 and any(thing is before for thing in gc.get_objects())
