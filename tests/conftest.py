@@ -22,7 +22,7 @@ from tests.support.picked import EVERY, layout_seed
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-SELDOM_SHARE = 5
+SELDOM_SHARE = 3
 """Of the tests marked `seldom` every commit picks one in so many."""
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
-from janus_mega.observe.lenient import read_lines
+from janus_mega.observe.json_lines import read_lines
 
 METRICS_FILE, BATCHES_FILE = "metrics.jsonl", "batches.jsonl"
 BATCH_HASH = "batch_hash"

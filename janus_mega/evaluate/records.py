@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import UserError
 from data_pipeline.files import write_aside
+from janus_mega.observe.json_lines import json_objects
 
 
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
@@ -22,12 +22,5 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: A line is no JSON object.
     """
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}:{number}: not a JSON record ({error}); write the file again") from error
-            if not isinstance(record, dict):
-                raise UserError(f"{path}:{number}: a record is a JSON object, found {type(record).__name__}")
-            yield record
+    with path.open("rb") as lines:
+        yield from json_objects(lines, path)

@@ -11,9 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import UserError
-
-_LINE_REMEDY = "restore the file from a copy, or remove the line"
 _log = logging.getLogger(__name__)
 
 
@@ -71,25 +68,6 @@ class LenientLines:
                 _cut_torn_line(self._path)
             raise
         self._is_whole = True
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """What `LenientLines` has written; half a line that a kill has left behind the last newline is none.
-
-    Raises:
-        OSError: it could not be read.
-        UserError: a line before is no JSON object.
-    """
-    rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: damaged, not JSON ({error}); {_LINE_REMEDY}") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: damaged, {type(row).__name__} instead of an object; {_LINE_REMEDY}")
-        rows.append(row)
-    return rows
 
 
 def write_whole(path: Path, content: str) -> None:

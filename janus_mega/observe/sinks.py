@@ -19,7 +19,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from data_pipeline.errors import UserError
-from janus_mega.observe.lenient import Lenient, LenientLines, read_lines
+from janus_mega.observe.json_lines import read_lines
+from janus_mega.observe.lenient import Lenient, LenientLines
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_DIR = "events"

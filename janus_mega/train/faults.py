@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_map
 from data_pipeline.errors import UserError
 from janus_mega.checkpoint.disk import DISK, Disk
 from janus_mega.engine.digests import flip_bit
+from janus_mega.observe.json_lines import read_lines
 
 _log = logging.getLogger(__name__)
 
@@ -111,8 +112,7 @@ def read_faults(run_dir: Path, rank: int, world_size: int) -> Faults | None:
     if not asked:
         return None
     path = run_dir / FAULTS_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    struck = [json.loads(line)["fault"] for line in lines]
+    struck = [entry["fault"] for entry in read_lines(path)] if path.exists() else []
     faults = [parse_fault(text, world_size) for text in map(str.strip, asked.split(";")) if text]
     return Faults([fault for fault in faults if fault.rank == rank and fault.text not in struck], run_dir)
 

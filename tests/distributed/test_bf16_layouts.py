@@ -52,7 +52,7 @@ LAYOUTS: dict[str, tuple[int, ParallelConfig, Bars]] = {
 }
 """Name -> ranks, layout, bars of loss and norm in every step and of each gradient in the first."""
 CASES = [(name, f"seed{seed}") for name in LAYOUTS for seed in SEEDS]
-ALWAYS = {(name, "seed0") for name in ("pp2", "dp2", "tp2_sp", "tp2_pp2_sp")}
+ALWAYS = {(name, "seed0") for name in LAYOUTS}
 TAKEN = ALWAYS | picked_beside(ALWAYS, CASES, layout_seed())
 
 Runner = Callable[..., LayoutRun]

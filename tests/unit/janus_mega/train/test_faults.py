@@ -80,6 +80,16 @@ def test_a_record_comes_before_the_fault(run_dir: Path, monkeypatch: pytest.Monk
     assert "kind=sigkill" in seen[0]
 
 
+def test_a_record_that_was_cut_off_is_of_a_fault_that_did_not_strike(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    struck, left = "rank=0,kind=sigkill,step=1", "rank=0,kind=sigkill,step=2"
+    monkeypatch.setenv(VARIABLE, f"{struck};{left}")
+    (run_dir / FAULTS_FILE).write_text(json.dumps({"fault": struck}) + "\n" + json.dumps({"fault": left})[:-4])
+    asked = read_faults(run_dir, 0, 1)
+    assert asked is not None and [fault.text for fault in asked._waiting] == [left]
+
+
 @pytest.mark.parametrize(
     ("kind", "code", "calls"), [("disk_full", errno.ENOSPC, ("write",)), ("disk_error", errno.EIO, ("write", "sync"))]
 )
